@@ -1,0 +1,6 @@
+"""The typed configuration mechanism: strict sections, dotted overrides, clear errors."""
+
+from distmoe.config.overrides import apply_overrides
+from distmoe.config.section import Section, build, describe
+
+__all__ = ["Section", "apply_overrides", "build", "describe"]

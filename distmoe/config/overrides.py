@@ -1,0 +1,45 @@
+"""Command-line overrides ``section.key=value``, merged into the plain values of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import yaml
+
+from distmoe.errors import ConfigError
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Returns a copy of ``values`` with every ``a.b.c=value`` applied; values are read as YAML scalars or lists.
+
+    Raises:
+        ConfigError: If an override has no ``=``, no section, or descends into something that is not a section.
+    """
+    merged = deepcopy(dict(values))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or "." not in key:
+            raise ConfigError("an override must name a section and a key", got=override, expected="section.key=value",
+                              remedy="for example model.moe.num_experts=16")
+        node = merged
+        *parents, leaf = key.split(".")
+        for depth, part in enumerate(parents):
+            child = node.get(part)
+            if child is None:
+                child = node[part] = {}
+            if not isinstance(child, dict):
+                raise ConfigError(f"{'.'.join(parents[: depth + 1])!r} is a value, not a section", got=override,
+                                  expected="a section before the last dot", remedy="remove the part after it")
+            node = child
+        node[leaf] = _read(text)
+    return merged
+
+
+def _read(text: str) -> Any:
+    """YAML 1.1 reads 1e-4 as a string; numbers are tried first so that ``optimizer.lr=1e-4`` is a number."""
+    try:
+        return float(text) if any(c in text for c in ".eE") and text.strip() == text else yaml.safe_load(text)
+    except ValueError:
+        return yaml.safe_load(text)

@@ -1,0 +1,29 @@
+"""Logging that knows its rank.
+
+Library modules call :func:`get_logger`; only an entry point calls :func:`configure`, once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+_ROOT = "distmoe"
+
+
+def get_logger(name: str) -> logging.Logger:
+    """Returns the logger of a module; ``name`` is its ``__name__``."""
+    return logging.getLogger(name if name.startswith(_ROOT) else f"{_ROOT}.{name}")
+
+
+def configure(level: int | str = logging.INFO) -> None:
+    """Sends distmoe's records to stderr; ranks other than 0 show warnings and errors only."""
+    rank = int(os.environ.get("RANK", "0"))
+    handler = logging.StreamHandler(sys.stderr)
+    prefix = "" if rank == 0 else f"[rank {rank}] "
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(levelname).1s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger(_ROOT)
+    logger.handlers[:] = [handler]
+    logger.setLevel(level if rank == 0 else max(logging.WARNING, logging.getLevelName(level) if isinstance(level, str) else level))
+    logger.propagate = False
