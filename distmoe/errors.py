@@ -6,6 +6,8 @@ Every message has four parts: what is wrong, what was got, what was expected, an
 
 from __future__ import annotations
 
+from functools import partial
+
 
 class DistmoeError(Exception):
     """Base of all user-facing errors.
@@ -23,6 +25,10 @@ class DistmoeError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what}\n  got:      {self.got}\n  expected: {self.expected}\n  remedy:   {self.remedy}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keeps the four parts when an error crosses a process border, for example from a loader worker."""
+        return partial(type(self), got=self.got, expected=self.expected, remedy=self.remedy), (self.what,)
 
 
 class ConfigError(DistmoeError):

@@ -25,5 +25,7 @@ def configure(level: int | str = logging.INFO) -> None:
     handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(levelname).1s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger(_ROOT)
     logger.handlers[:] = [handler]
-    logger.setLevel(level if rank == 0 else max(logging.WARNING, logging.getLevelName(level) if isinstance(level, str) else level))
+    logger.setLevel(
+        level if rank == 0 else max(logging.WARNING, logging.getLevelName(level) if isinstance(level, str) else level)
+    )
     logger.propagate = False

@@ -21,8 +21,12 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or "." not in key:
-            raise ConfigError("an override must name a section and a key", got=override, expected="section.key=value",
-                              remedy="for example model.moe.num_experts=16")
+            raise ConfigError(
+                "an override must name a section and a key",
+                got=override,
+                expected="section.key=value",
+                remedy="for example model.moe.num_experts=16",
+            )
         node = merged
         *parents, leaf = key.split(".")
         for depth, part in enumerate(parents):
@@ -30,8 +34,12 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
             if child is None:
                 child = node[part] = {}
             if not isinstance(child, dict):
-                raise ConfigError(f"{'.'.join(parents[: depth + 1])!r} is a value, not a section", got=override,
-                                  expected="a section before the last dot", remedy="remove the part after it")
+                raise ConfigError(
+                    f"{'.'.join(parents[: depth + 1])!r} is a value, not a section",
+                    got=override,
+                    expected="a section before the last dot",
+                    remedy="remove the part after it",
+                )
             node = child
         node[leaf] = _read(text)
     return merged

@@ -12,13 +12,23 @@ from distmoe.config import Section
 class SuiteConfig(Section):
     """The embedded suite: deterministic text tasks with planted task groups."""
 
-    num_task_groups: int = Field(3, gt=0, description="Planted task groups; different groups conflict on the same inputs.")
+    num_task_groups: int = Field(
+        3, gt=0, description="Planted task groups; different groups conflict on the same inputs."
+    )
     tasks_per_group: int = Field(3, gt=0, description="Related tasks per planted group; the last one is low-resource.")
     num_unrelated: int = Field(0, ge=0, description="Extra tasks that share features with no other.")
     train_examples: int = Field(2000, gt=0, description="Training examples of an ordinary task.")
-    low_resource_examples: int = Field(96, gt=0, description="Training examples of the low-resource task of each group.")
+    low_resource_examples: int = Field(
+        96, gt=0, description="Training examples of the low-resource task of each group."
+    )
     eval_examples: int = Field(300, gt=0, description="Examples of each validation and each test split.")
-    generator_seed: int = Field(0, ge=0, description="Seed of the planted functions and texts, independent of run.seed.")
+    generator_seed: int = Field(
+        0, ge=0, description="Seed of the planted functions and texts, independent of run.seed."
+    )
+
+
+def _default_splits() -> dict[Literal["train", "validation", "test"], str]:
+    return {"train": "train", "validation": "validation"}
 
 
 class HubTaskConfig(Section):
@@ -29,33 +39,59 @@ class HubTaskConfig(Section):
     text: str = Field(description="Column of the first text.")
     text_pair: str | None = Field(None, description="Column of the second text.")
     label: str = Field("label", description="Column of the label.")
-    labels: list[str] = Field(default_factory=list, description="Class names by id; empty: taken from the data set's features.")
+    labels: list[str] = Field(
+        default_factory=list, description="Class names by id; empty: taken from the data set's features."
+    )
     splits: dict[Literal["train", "validation", "test"], str] = Field(
-        default_factory=lambda: {"train": "train", "validation": "validation"}, description="distmoe split -> data set split; without test, validation is reported.")
+        default_factory=_default_splits,
+        description="distmoe split -> data set split; without test, validation is reported.",
+    )
     family: str | None = Field(None, description="Free label of related tasks.")
     description: str | None = Field(None, description="A sentence about the task.")
 
 
 class TasksConfig(Section):
-    source: Literal["suite", "local", "hub"] = Field("suite", description="Embedded suite, folders under data.root, or the Hugging Face hub.")
+    source: Literal["suite", "local", "hub"] = Field(
+        "suite", description="Embedded suite, folders under data.root, or the Hugging Face hub."
+    )
     names: list[str] | None = Field(None, description="Tasks in order; null: all that the source offers.")
     suite: SuiteConfig = Field(default_factory=SuiteConfig)
     hub: dict[str, HubTaskConfig] = Field(default_factory=dict, description="Task name -> where it is on the hub.")
 
 
 class SamplingConfig(Section):
-    strategy: Literal["size_proportional", "temperature", "uniform", "round_robin"] = Field("size_proportional", description="How the task of each example is drawn.")
-    temperature: float = Field(5.0, ge=1, description="Only temperature: p_t ~ n_t^(1/temperature); 1 is size-proportional, large is uniform.")
-    bucket_window: int = Field(16, gt=0, description="Optimizer steps drawn at once and sorted by length into steps; 1 switches length buckets off.")
+    strategy: Literal["size_proportional", "temperature", "uniform", "round_robin"] = Field(
+        "size_proportional", description="How the task of each example is drawn."
+    )
+    temperature: float = Field(
+        5.0, ge=1, description="Only temperature: p_t ~ n_t^(1/temperature); 1 is size-proportional, large is uniform."
+    )
+    bucket_window: int = Field(
+        16,
+        gt=0,
+        description="Optimizer steps drawn at once and sorted by length into steps; 1 switches length buckets off.",
+    )
 
 
 class DataConfig(Section):
-    root: str | None = Field(None, description="Folder of task folders (each with task.json) when tasks.source is local.")
-    tokenizer: str | None = Field(None, description="Hugging Face tokenizer folder; null: the pretrained model's, or the embedded word tokenizer.")
-    max_length: int = Field(128, gt=2, description="Longest sequence in tokens; longer texts are truncated, counted and reported.")
+    root: str | None = Field(
+        None, description="Folder of task folders (each with task.json) when tasks.source is local."
+    )
+    tokenizer: str | None = Field(
+        None, description="Hugging Face tokenizer folder; null: the pretrained model's, or the embedded word tokenizer."
+    )
+    max_length: int = Field(
+        128, gt=2, description="Longest sequence in tokens; longer texts are truncated, counted and reported."
+    )
     batch_size: int = Field(64, gt=0, description="Examples per optimizer step, over all ranks and accumulation steps.")
-    micro_batch_size: int | None = Field(None, gt=0, description="Examples per rank and forward pass; null: batch_size / ranks, no accumulation.")
+    micro_batch_size: int | None = Field(
+        None, gt=0, description="Examples per rank and forward pass; null: batch_size / ranks, no accumulation."
+    )
     eval_batch_size: int = Field(64, gt=0, description="Examples per rank and evaluation forward pass.")
-    max_train_examples: int | None = Field(None, gt=0, description="Keeps only the first examples of each training split; reported.")
-    cache_dir: str = Field("runs/cache", description="Folder of tokenized examples, keyed by everything that shaped them.")
+    max_train_examples: int | None = Field(
+        None, gt=0, description="Keeps only the first examples of each training split; reported."
+    )
+    cache_dir: str = Field(
+        "runs/cache", description="Folder of tokenized examples, keyed by everything that shaped them."
+    )
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)

@@ -11,11 +11,17 @@ from distmoe.config import Section
 
 class OptimizerConfig(Section):
     lr: float = Field(5e-4, gt=0, description="Peak learning rate of AdamW.")
-    betas: list[float] = Field(default_factory=lambda: [0.9, 0.999], min_length=2, max_length=2, description="Decay rates of the moments.")
+    betas: list[float] = Field(
+        default_factory=lambda: [0.9, 0.999], min_length=2, max_length=2, description="Decay rates of the moments."
+    )
     eps: float = Field(1e-8, gt=0, description="Added to the denominator.")
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay; biases, norms and embeddings of tasks are exempt.")
+    weight_decay: float = Field(
+        0.01, ge=0, description="Decoupled weight decay; biases, norms and embeddings of tasks are exempt."
+    )
     gradient_clipping: float = Field(1.0, ge=0, description="Largest global gradient norm; 0: no clipping.")
-    gate_lr_scale: float = Field(10.0, gt=0, description="Learning rate of gates and task tensors, times lr; 10 to 100 so that routes can move.")
+    gate_lr_scale: float = Field(
+        10.0, gt=0, description="Learning rate of gates and task tensors, times lr; 10 to 100 so that routes can move."
+    )
     head_lr_scale: float = Field(1.0, gt=0, description="Learning rate of task heads, times lr.")
 
 

@@ -1,0 +1,1 @@
+"""Models: encoder, heads, and their construction from a configuration."""

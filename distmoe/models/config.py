@@ -11,17 +11,25 @@ from distmoe.moe.config import MoEConfig
 
 
 class ModelConfig(Section):
-    pretrained: str | None = Field(None, description="Hugging Face folder (BERT or RoBERTa) to start from; its shape wins over the keys below.")
+    pretrained: str | None = Field(
+        None, description="Hugging Face folder (BERT or RoBERTa) to start from; its shape wins over the keys below."
+    )
     hidden_size: int = Field(128, gt=0, description="Model width D.")
     num_layers: int = Field(4, gt=0, description="Transformer layers.")
     num_heads: int = Field(4, gt=0, description="Attention heads; divides hidden_size.")
     intermediate_size: int = Field(512, gt=0, description="Dense feed-forward width F.")
     max_positions: int = Field(512, gt=0, description="Longest sequence of the position table.")
-    norm: Literal["post", "pre"] = Field("post", description="LayerNorm after (BERT) or before (pre-LN) each sub-layer.")
+    norm: Literal["post", "pre"] = Field(
+        "post", description="LayerNorm after (BERT) or before (pre-LN) each sub-layer."
+    )
     layer_norm_eps: float = Field(1e-12, gt=0, description="Epsilon of LayerNorm.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout of hidden states and heads.")
     attention_dropout: float = Field(0.1, ge=0, lt=1, description="Dropout of attention weights.")
-    pooling: Literal["cls", "mean"] = Field("cls", description="State that the heads read: the first token's, or the mean over tokens; then dense + tanh.")
+    pooling: Literal["cls", "mean"] = Field(
+        "cls", description="State that the heads read: the first token's, or the mean over tokens; then dense + tanh."
+    )
     init_std: float = Field(0.02, gt=0, description="Standard deviation of fresh weights.")
-    activation_checkpointing: bool = Field(False, description="Recompute attention and experts in backward; never repeats an all-to-all.")
+    activation_checkpointing: bool = Field(
+        False, description="Recompute attention and experts in backward; never repeats an all-to-all."
+    )
     moe: MoEConfig | None = Field(default_factory=MoEConfig, description="null: a dense model.")

@@ -8,41 +8,78 @@ from pydantic import Field
 
 from distmoe.config import Section
 
-GateName = Literal[
-    "token", "task_embedding", "task_description", "per_task", "task", "sequence", "fixed", "hybrid"
-]
+GateName = Literal["token", "task_embedding", "task_description", "per_task", "task", "sequence", "fixed", "hybrid"]
 TASK_LEVEL_GATES: tuple[str, ...] = ("task", "fixed")
 
 
 class GateConfig(Section):
-    kind: GateName = Field("task", description="Which gate chooses the experts; `task` is the only learned gate that beat dense in the pilot.")
-    router: Literal["mlp", "linear"] = Field("mlp", description="Router of task_embedding and task_description: linear is only a per-task bias.")
+    kind: GateName = Field(
+        "task",
+        description="Which gate chooses the experts; `task` is the only learned gate that beat dense in the pilot.",
+    )
+    router: Literal["mlp", "linear"] = Field(
+        "mlp", description="Router of task_embedding and task_description: linear is only a per-task bias."
+    )
     embedding_size: int = Field(64, gt=0, description="Width of the task embedding.")
     hidden_size: int = Field(64, gt=0, description="Hidden width of MLP routers.")
     init: Literal["normal", "zeros"] = Field("normal", description="Router initialisation: N(0, init_std^2), or zeros.")
     init_std: float = Field(0.02, ge=0, description="Standard deviation of the router initialisation.")
-    noise: Literal["none", "normal", "multiplicative"] = Field("none", description="Router noise while training: N(0, 1/E^2) on logits, or U(1-eps, 1+eps) on inputs.")
+    noise: Literal["none", "normal", "multiplicative"] = Field(
+        "none", description="Router noise while training: N(0, 1/E^2) on logits, or U(1-eps, 1+eps) on inputs."
+    )
     noise_eps: float = Field(0.01, gt=0, description="eps of multiplicative noise.")
-    table: Literal["random"] | dict[str, list[int]] | None = Field(None, description="Only gate fixed: task name -> experts (indices inside the task's group), or a seeded random table.")
+    table: Literal["random"] | dict[str, list[int]] | None = Field(
+        None,
+        description="Only gate fixed: task name -> experts (indices inside the task's group), or a seeded random "
+        "table.",
+    )
 
 
 class AuxiliaryLossConfig(Section):
-    balance: float = Field(0.0, ge=0, description="Weight of the load-balancing loss; 0.01 is usual for token, task_embedding, per_task.")
+    balance: float = Field(
+        0.0, ge=0, description="Weight of the load-balancing loss; 0.01 is usual for token, task_embedding, per_task."
+    )
     z: float = Field(0.0, ge=0, description="Weight of mean(logsumexp(logits)^2); 1e-3 or 1e-4.")
     importance: float = Field(0.0, ge=0, description="Weight of CV^2(importance) + CV^2(load); 0.01 or 0.1.")
-    mutual_information: float = Field(0.0, ge=0, description="Weight of -I(task; expert); 0.005. No barrier to collapse: pair with balance.")
+    mutual_information: float = Field(
+        0.0, ge=0, description="Weight of -I(task; expert); 0.005. No barrier to collapse: pair with balance."
+    )
 
 
 class MoEConfig(Section):
-    layers: Literal["odd", "even", "all"] | list[int] = Field("odd", description="Layers whose feed-forward part is routed (0-based).")
-    num_experts: int = Field(8, gt=0, description="Experts per routed layer, over all its task groups; a multiple of their number.")
-    top_k: int = Field(1, gt=0, description="Experts per token. Above 1, expert_size defaults to dense/k so that compute stays dense.")
-    expert_size: int | None = Field(None, gt=0, description="Feed-forward width of one expert; null: dense width / top_k.")
+    layers: Literal["odd", "even", "all"] | list[int] = Field(
+        "odd", description="Layers whose feed-forward part is routed (0-based)."
+    )
+    num_experts: int = Field(
+        8, gt=0, description="Experts per routed layer, over all its task groups; a multiple of their number."
+    )
+    top_k: int = Field(
+        1, gt=0, description="Experts per token. Above 1, expert_size defaults to dense/k so that compute stays dense."
+    )
+    expert_size: int | None = Field(
+        None, gt=0, description="Feed-forward width of one expert; null: dense width / top_k."
+    )
     gate: GateConfig = Field(default_factory=GateConfig)
-    combine: Literal["raw", "renorm", "straight_through"] = Field("straight_through", description="Combine weights: p, p/sum(p), or 1/k + p - stop_gradient(p).")
-    shared_expert: bool = Field(False, description="Adds a dense feed-forward part that every token passes; it starts as zero output when upcycled.")
-    capacity_factor: float | None = Field(None, gt=0, description="null: dropless. Otherwise rows per expert <= max(round(cf * tokens * k / experts), 4); refused with task-level gates.")
-    upcycle_noise: float = Field(0.01, ge=0, description="Relative noise on each expert's copy of the dense weights; 0 keeps all copies equal.")
+    combine: Literal["raw", "renorm", "straight_through"] = Field(
+        "straight_through", description="Combine weights: p, p/sum(p), or 1/k + p - stop_gradient(p)."
+    )
+    shared_expert: bool = Field(
+        False,
+        description="Adds a dense feed-forward part that every token passes; it starts as zero output when upcycled.",
+    )
+    capacity_factor: float | None = Field(
+        None,
+        gt=0,
+        description="null: dropless. Otherwise rows per expert <= max(round(cf * tokens * k / experts), 4); refused "
+        "with task-level gates.",
+    )
+    upcycle_noise: float = Field(
+        0.01, ge=0, description="Relative noise on each expert's copy of the dense weights; 0 keeps all copies equal."
+    )
     losses: AuxiliaryLossConfig = Field(default_factory=AuxiliaryLossConfig)
-    deduplicate: bool = Field(False, description="Send a token once per destination rank instead of once per expert (pays when top_k > 1).")
-    kernel: Literal["auto", "grouped_mm", "loop"] = Field("auto", description="Expert matmul: one grouped matmul, or a loop (faster for few large experts).")
+    deduplicate: bool = Field(
+        False, description="Send a token once per destination rank instead of once per expert (pays when top_k > 1)."
+    )
+    kernel: Literal["auto", "grouped_mm", "loop"] = Field(
+        "auto", description="Expert matmul: one grouped matmul, or a loop (faster for few large experts)."
+    )

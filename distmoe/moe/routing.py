@@ -36,9 +36,12 @@ class Routing:
         probs_TE: Softmax over the experts that the token's task may choose, float32, differentiable; exactly 0
             for experts of other task groups. Auxiliary losses and statistics read it.
         logits_TE: Gate logits before the softmax, float32; -inf outside the task group.
+        dropped: Rows that found their expert full, int64 scalar on the tokens' device; the layer fills it in, and
+            only when there is a capacity.
     """
 
     expert_ids_TK: Tensor
     weights_TK: Tensor
     probs_TE: Tensor
     logits_TE: Tensor
+    dropped: Tensor | None = None

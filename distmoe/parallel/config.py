@@ -10,7 +10,16 @@ from distmoe.config import Section
 
 
 class ParallelConfig(Section):
-    placement: Literal["colocated", "partitioned"] = Field("colocated", description="Every block hosts all task groups, or blocks are dealt to task groups by mixture weight.")
-    ep_size: int = Field(1, gt=0, description="Consecutive ranks that share one copy of the experts; keep it inside a node.")
+    placement: Literal["colocated", "partitioned"] = Field(
+        "colocated",
+        description="Every block hosts all task groups, or blocks are dealt to task groups by mixture weight.",
+    )
+    ep_size: int = Field(
+        1, gt=0, description="Consecutive ranks that share one copy of the experts; keep it inside a node."
+    )
     timeout_minutes: float = Field(10.0, gt=0, description="A collective that waits longer ends the job.")
-    deepspeed: str = Field("auto", description="Name in ds_configs/ or path of a DeepSpeed JSON; auto: zero1_bf16 on GPU, zero1_fp32 on CPU. --deepspeed_config wins.")
+    deepspeed: str = Field(
+        "auto",
+        description="Name in ds_configs/ or path of a DeepSpeed JSON; auto: zero1_bf16 on GPU, zero1_fp32 on CPU. "
+        "--deepspeed_config wins.",
+    )

@@ -48,7 +48,8 @@ class TaskGrouping:
         order = _tree_order(num_tasks, layers)
         rank = {task: position for position, task in enumerate(order)}
         canonical = tuple(
-            tuple(sorted(partition, key=lambda task_group: min(rank[task] for task in task_group))) for partition in layers
+            tuple(sorted(partition, key=lambda task_group: min(rank[task] for task in task_group)))
+            for partition in layers
         )
         return cls(num_tasks, canonical)
 
@@ -102,25 +103,29 @@ class TaskGrouping:
 def _check_partition(num_tasks: int, index: int, partition: list[TaskGroup]) -> None:
     seen = sorted(task for task_group in partition for task in task_group)
     if seen != list(range(num_tasks)) or not all(partition):
-        raise ConfigError(f"routed layer {index}: every task must be in exactly one task group",
-                          got=[list(task_group) for task_group in partition],
-                          expected=f"tasks 0..{num_tasks - 1}, each once, no empty task group",
-                          remedy="correct structure.grouping")
+        raise ConfigError(
+            f"routed layer {index}: every task must be in exactly one task group",
+            got=[list(task_group) for task_group in partition],
+            expected=f"tasks 0..{num_tasks - 1}, each once, no empty task group",
+            remedy="correct structure.grouping",
+        )
 
 
 def _check_refines(shallow: list[TaskGroup], deep: list[TaskGroup], index: int) -> None:
     for task_group in deep:
         if not any(set(task_group) <= set(parent) for parent in shallow):
-            raise ConfigError(f"routed layer {index} joins tasks that layer {index - 1} has split",
-                              got=f"{list(task_group)} below {[list(parent) for parent in shallow]}",
-                              expected="each deeper task group inside one shallower task group (a tree)",
-                              remedy="split the deeper task group, or join the shallower ones")
+            raise ConfigError(
+                f"routed layer {index} joins tasks that layer {index - 1} has split",
+                got=f"{list(task_group)} below {[list(parent) for parent in shallow]}",
+                expected="each deeper task group inside one shallower task group (a tree)",
+                remedy="split the deeper task group, or join the shallower ones",
+            )
 
 
 def _tree_order(num_tasks: int, layers: Sequence[Sequence[TaskGroup]]) -> list[int]:
     """Sorts tasks by the smallest member of their group at each layer, shallow first, then by id."""
 
     def path(task: int) -> tuple[int, ...]:
-        return tuple(min(next(g for g in partition if task in g)) for partition in layers) + (task,)
+        return (*(min(next(g for g in partition if task in g)) for partition in layers), task)
 
     return sorted(range(num_tasks), key=path)

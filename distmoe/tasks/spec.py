@@ -48,25 +48,49 @@ class TaskSpec:
     def __post_init__(self) -> None:
         where = f"task {self.name!r}"
         if self.kind not in get_args(TaskKind):
-            raise DataError(f"{where} has an unknown type", got=self.kind, expected=" | ".join(get_args(TaskKind)),
-                            remedy="correct \"type\" in its task.json")
+            raise DataError(
+                f"{where} has an unknown type",
+                got=self.kind,
+                expected=" | ".join(get_args(TaskKind)),
+                remedy='correct "type" in its task.json',
+            )
         if self.metric not in get_args(MetricName):
-            raise DataError(f"{where} has an unknown metric", got=self.metric,
-                            expected=" | ".join(get_args(MetricName)), remedy="correct \"metric\" in its task.json")
+            raise DataError(
+                f"{where} has an unknown metric",
+                got=self.metric,
+                expected=" | ".join(get_args(MetricName)),
+                remedy='correct "metric" in its task.json',
+            )
         if self.kind == "regression":
             if self.labels:
-                raise DataError(f"{where} is a regression with class labels", got=f"{len(self.labels)} labels",
-                                expected="no labels", remedy="remove \"labels\", or change \"type\" to classification")
+                raise DataError(
+                    f"{where} is a regression with class labels",
+                    got=f"{len(self.labels)} labels",
+                    expected="no labels",
+                    remedy='remove "labels", or change "type" to classification',
+                )
             if self.metric not in _REGRESSION_METRICS:
-                raise DataError(f"{where} is a regression with a metric for classes", got=self.metric,
-                                expected=" | ".join(_REGRESSION_METRICS), remedy="change \"metric\" in its task.json")
+                raise DataError(
+                    f"{where} is a regression with a metric for classes",
+                    got=self.metric,
+                    expected=" | ".join(_REGRESSION_METRICS),
+                    remedy='change "metric" in its task.json',
+                )
         else:
             if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
-                raise DataError(f"{where} needs at least two different class names", got=list(self.labels),
-                                expected="two or more different names", remedy="list them under \"labels\" in its task.json")
+                raise DataError(
+                    f"{where} needs at least two different class names",
+                    got=list(self.labels),
+                    expected="two or more different names",
+                    remedy='list them under "labels" in its task.json',
+                )
             if self.metric in _REGRESSION_METRICS:
-                raise DataError(f"{where} is a classification with a metric for numbers", got=self.metric,
-                                expected="accuracy | f1 | macro_f1 | matthews", remedy="change \"metric\" in its task.json")
+                raise DataError(
+                    f"{where} is a classification with a metric for numbers",
+                    got=self.metric,
+                    expected="accuracy | f1 | macro_f1 | matthews",
+                    remedy='change "metric" in its task.json',
+                )
         if self.kind == "pair_classification" and not self.pair:
             object.__setattr__(self, "pair", True)
 

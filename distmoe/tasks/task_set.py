@@ -23,13 +23,21 @@ class TaskSet:
 
     def __post_init__(self) -> None:
         if not self.specs:
-            raise DataError("a run needs at least one task", got="none", expected="one task or more",
-                            remedy="set tasks.names, or data.root to a folder with task folders")
+            raise DataError(
+                "a run needs at least one task",
+                got="none",
+                expected="one task or more",
+                remedy="set tasks.names, or data.root to a folder with task folders",
+            )
         names = self.names
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise DataError("task names must be different", got=twice, expected="each name once",
-                            remedy="rename or remove one of them in tasks.names")
+            raise DataError(
+                "task names must be different",
+                got=twice,
+                expected="each name once",
+                remedy="rename or remove one of them in tasks.names",
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -56,8 +64,12 @@ class TaskSet:
             DataError: If there is no such task.
         """
         if name not in self.names:
-            raise DataError("no such task in this run", got=name, expected=" | ".join(self.names),
-                            remedy="use one of the names above")
+            raise DataError(
+                "no such task in this run",
+                got=name,
+                expected=" | ".join(self.names),
+                remedy="use one of the names above",
+            )
         return self.names.index(name)
 
     def to_json(self) -> list[dict[str, object]]:

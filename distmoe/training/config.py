@@ -21,8 +21,12 @@ class RunSection(Section):
     seed: int = Field(0, ge=0, description="Seed of weights, data order and dropout.")
     log_every: int = Field(10, gt=0, description="Optimizer steps between lines of metrics.jsonl.")
     eval_every: int | None = Field(100, gt=0, description="Optimizer steps between evaluations; null: only at the end.")
-    early_stop: int | None = Field(None, gt=0, description="Evaluations without a better macro score before training stops; null: never.")
-    on_nonfinite: Literal["stop", "skip"] = Field("stop", description="A loss that is not finite stops the run, or its step is skipped and counted.")
+    early_stop: int | None = Field(
+        None, gt=0, description="Evaluations without a better macro score before training stops; null: never."
+    )
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="A loss that is not finite stops the run, or its step is skipped and counted."
+    )
     tensorboard: bool = Field(True, description="Write TensorBoard files when tensorboard is installed.")
     wandb: bool = Field(False, description="Log to Weights & Biases; refused when wandb is not installed.")
     report: bool = Field(True, description="Draw report/ at the end.")

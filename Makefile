@@ -1,0 +1,82 @@
+# distmoe: every command makes what it needs. `make help` lists them.
+#
+# Variables: PYTHON=python3.12 (environment), RANKS=2 (processes of demo and bench), ARGS="..." (passed on).
+
+VENV := .venv
+BIN := $(VENV)/bin
+GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+
+ifeq ($(GPUS),0)
+# DeepSpeed would guess; without a GPU it must not.
+export DS_ACCELERATOR := cpu
+export CUDA_VISIBLE_DEVICES :=
+RANKS ?= 2
+else
+RANKS ?= $(if $(filter 1,$(GPUS)),1,2)
+endif
+
+# The ranks share the cores; more threads than cores make CPU ranks wait for each other.
+export OMP_NUM_THREADS ?= $(shell n=$$(( $(CORES) / $(RANKS) )); echo $$(( n > 0 ? n : 1 )))
+# A build of DeepSpeed's operators that was killed leaves a lock; a private folder keeps it from other projects.
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.torch_extensions
+# The launcher and ninja are looked up on PATH.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+RUN := runs/demo
+# The first test text of the demo's task planted0_b. Its label is class1.
+TEXT := stiklo febro stoma soste tise foklu rafli tovu susi digi grobi digi braku rose mego flego
+
+.DEFAULT_GOAL := help
+.PHONY: help install venv demo test test-slow lint format docs bench clean
+
+help:  ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+# A stamp is newer than what the environment was made from: nothing is installed twice.
+$(VENV)/.installed: pyproject.toml tools/install.sh
+	tools/install.sh $(VENV)
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml tools/install.sh
+	tools/install.sh $(VENV) dev
+	touch $(VENV)/.installed $@
+
+install: $(VENV)/.installed  ## Make .venv and install distmoe
+
+venv: $(VENV)/.installed-dev  ## The same with the tools of developers
+
+demo: install  ## Train the offline demo, export it, predict with stock transformers
+	$(BIN)/deepspeed --num_gpus $(RANKS) distmoe/train.py --resume never $(ARGS)
+	$(BIN)/python tools/convert_to_hf.py $$(ls -d $(RUN)/checkpoints/step_* | sort -V | tail -n 1) $(RUN)/export
+	$(BIN)/python tools/predict.py $(RUN)/export
+	$(BIN)/python tools/predict.py $(RUN)/export --task planted0_b "$(TEXT)"
+	@echo "report: $(RUN)/report/index.html    model: $(RUN)/export"
+
+test: venv  ## All default tests (no GPU, no network, two cores)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: venv  ## The tests that take minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: venv  ## Style, types and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+format: venv  ## Rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: venv  ## Write docs/configuration.md from the code
+	$(BIN)/python tools/document_configuration.py
+
+bench: install  ## Measure the routed layer, the all-to-all and a training step
+	$(BIN)/python tools/bench/moe_layer.py $(ARGS)
+	$(BIN)/python tools/bench/all_to_all.py $(ARGS)
+	$(BIN)/python tools/bench/step_time.py $(ARGS)
+
+clean:  ## Remove the environment, caches and build products; runs/ stays
+	rm -rf $(VENV) .torch_extensions build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,132 @@
+"""The model card (README.md) of an export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import distmoe
+from distmoe.models.shape import EncoderShape
+from distmoe.moe.config import MoEConfig
+from distmoe.tasks import TaskGrouping, TaskSet
+
+_HEADER = """\
+---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [distmoe, mixture-of-experts, multi-task]
+---
+"""
+
+_USE = """\
+## Use
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained(FOLDER, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+inputs = tokenizer({texts}, return_tensors="pt")
+logits = model(**inputs, task="{task}").logits
+```
+
+`task` is a name or a list of one name per row; `task_ids` takes numbers. The code that is loaded stands in this folder
+(`modeling_distmoe.py`, `configuration_distmoe.py`) and needs torch and transformers only.
+"""
+
+
+def model_card(
+    *,
+    title: str,
+    shape: EncoderShape,
+    moe: MoEConfig | None,
+    routed_layers: tuple[int, ...],
+    tasks: TaskSet,
+    grouping: TaskGrouping,
+    num_parameters: int,
+    metrics: Mapping[str, Any],
+) -> str:
+    """Returns the text of the card.
+
+    Args:
+        title: Name of the run and step.
+        shape: Of the encoder.
+        moe: Configuration of the routed layers; None for a dense model.
+        routed_layers: Their indices.
+        tasks: The run's tasks.
+        grouping: Who shares which routed layer.
+        num_parameters: Of the export.
+        metrics: An evaluation (``split``, ``macro``, ``tasks``: name -> ``metric``, ``score``, ``examples``), or
+            several by name; empty: the card says that there are none.
+    """
+    first = tasks[0]
+    texts = '"first text", "second text"' if first.pair else '"a text"'
+    sections = [
+        _HEADER,
+        f"# {title}\n",
+        f"One encoder for {len(tasks)} tasks, trained with distmoe {distmoe.__version__}.\n",
+        _architecture(shape, moe, routed_layers, num_parameters),
+        _USE.format(texts=texts, task=first.name),
+        _tasks(tasks),
+        _metrics(metrics),
+        _grouping(tasks, grouping, routed_layers),
+    ]
+    return "\n".join(section for section in sections if section)
+
+
+def _architecture(shape: EncoderShape, moe: MoEConfig | None, routed: tuple[int, ...], num_parameters: int) -> str:
+    text = (
+        f"{num_parameters / 1e6:.1f} M parameters; {shape.num_layers} layers, width {shape.hidden_size}, "
+        f"{shape.num_heads} heads, {shape.norm}-LN, up to {shape.max_positions} tokens."
+    )
+    if moe is not None:
+        text += (
+            f" The feed-forward part of layers {', '.join(map(str, routed))} is routed: {moe.num_experts} experts, "
+            f"{moe.top_k} per token, gate `{moe.gate.kind}`, combine `{moe.combine}`."
+        )
+        if moe.capacity_factor is not None:
+            text += f"\nTraining limited experts to a capacity ({moe.capacity_factor}); this export drops no token."
+    return text + "\n"
+
+
+def _tasks(tasks: TaskSet) -> str:
+    lines = ["## Tasks\n", "| task | type | texts | outputs |", "|---|---|---|---|"]
+    for spec in tasks:
+        outputs = "a number" if spec.is_regression else ", ".join(spec.labels)
+        lines.append(f"| {spec.name} | {spec.kind} | {2 if spec.pair else 1} | {_cell(outputs)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _metrics(metrics: Mapping[str, Any]) -> str:
+    evaluations = [metrics] if "tasks" in metrics else [value for value in metrics.values() if _is_evaluation(value)]
+    if not evaluations:
+        return "## Scores\n\nThe run was not evaluated at this step.\n"
+    lines = ["## Scores\n"]
+    for evaluation in evaluations:
+        split = evaluation.get("split", "evaluation")
+        lines += [f"| task | metric | {split} | examples |", "|---|---|--:|--:|"]
+        for name, row in evaluation["tasks"].items():
+            lines.append(f"| {name} | {row.get('metric', '')} | {row['score']:.4f} | {row.get('examples', '')} |")
+        if "macro" in evaluation:
+            lines.append(f"| **mean** | | **{evaluation['macro']:.4f}** | |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _is_evaluation(value: object) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("tasks"), Mapping)
+
+
+def _grouping(tasks: TaskSet, grouping: TaskGrouping, routed: tuple[int, ...]) -> str:
+    if not routed:
+        return ""
+    lines = ["## Task groups\n", "Tasks of one task group share their experts.\n"]
+    for layer, partition in zip(routed, grouping.layers, strict=True):
+        named = (", ".join(tasks[task].name for task in task_group) for task_group in partition)
+        lines.append(f"- layer {layer}: {' / '.join(named)}")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    short = text if len(text) <= 120 else text[:117] + "..."
+    return short.replace("|", "\\|")

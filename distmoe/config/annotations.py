@@ -1,0 +1,70 @@
+"""Type annotations of configuration keys, as words for users and as a path to walk."""
+
+from __future__ import annotations
+
+import types
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+_WORDS = {
+    int: ("integer", "integers"),
+    float: ("number", "numbers"),
+    str: ("text", "texts"),
+    bool: ("true or false", "true or false"),
+}
+_BOUNDS = (
+    ("gt", ">"),
+    ("ge", ">="),
+    ("lt", "<"),
+    ("le", "<="),
+    ("min_length", "of length >="),
+    ("max_length", "of length <="),
+)
+_OR_NULL = " | null"
+
+
+def alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union without ``None``; of anything else, the annotation alone."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(member for member in get_args(annotation) if member is not type(None))
+    return (annotation,)
+
+
+def accepts_none(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, types.UnionType) and type(None) in get_args(annotation)
+
+
+def readable(annotation: Any) -> str:
+    """Says what a key accepts: ``odd | even | all | list of integers``.
+
+    A literal's choices come bare, as a user writes them in YAML; ``None`` is ``null``, again as in YAML.
+    """
+    words = [_one(member, 0) for member in alternatives(annotation)]
+    return " | ".join([*words, "null"] if accepts_none(annotation) else words)
+
+
+def accepts(field: FieldInfo) -> str:
+    """:func:`readable` of a key, with its bounds: ``integer > 0 | null``."""
+    bounds = [
+        f"{sign} {getattr(bound, name)}" for bound in field.metadata for name, sign in _BOUNDS if hasattr(bound, name)
+    ]
+    words = readable(field.annotation)
+    if not bounds:
+        return words
+    return f"{words.removesuffix(_OR_NULL)} {', '.join(bounds)}" + (_OR_NULL if words.endswith(_OR_NULL) else "")
+
+
+def _one(annotation: Any, plural: int) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return (" or " if plural else " | ").join(str(choice) for choice in arguments)
+    if origin is list:
+        return f"{'lists' if plural else 'list'} of {_one(arguments[0], 1)}"
+    if origin is dict:
+        return f"{'mappings' if plural else 'mapping'} of {_one(arguments[0], 0)} to {_one(arguments[1], 0)}"
+    if annotation in _WORDS:
+        return _WORDS[annotation][plural]
+    if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
+        return "sections" if plural else "section with its own keys"
+    return str(annotation)

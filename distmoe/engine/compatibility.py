@@ -1,0 +1,209 @@
+"""The one place that knows DeepSpeed's private names.
+
+DeepSpeed offers no public way to host several expert-parallel layouts in one engine or to reach the fp32 fragments
+behind a parameter, so distmoe uses names that may change with any minor version. They are listed in
+:data:`PRIVATE_NAMES`, checked at start-up, and pinned by ``pyproject.toml``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from distmoe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PIN = "deepspeed>=0.19.8,<0.20"
+
+# module -> attributes; a dot descends into a class. What each serves: docs/deepspeed.md.
+PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
+    "deepspeed.module_inject.auto_ep_layer": ("AutoEPMoELayer",),
+    "deepspeed.utils.groups": (
+        "_EXPERT_PARALLEL_GROUP",
+        "_EXPERT_PARALLEL_GROUP_RANKS",
+        "_EXPERT_DATA_PARALLEL_GROUP",
+        "_EXPERT_DATA_PARALLEL_GROUP_RANKS",
+        "_get_max_expert_size_name",
+    ),
+    "deepspeed.runtime.zero.stage_1_and_2": (
+        "DeepSpeedZeroOptimizer.update_lp_params",
+        "DeepSpeedZeroOptimizer._lazy_init_hp_params_optimizer_state",
+        "DeepSpeedZeroOptimizer._release_preflattened_grad_buffers",
+        "DeepSpeedZeroOptimizer.reset_cpu_buffers",
+        "INITIAL_MICRO_STEP_ID",
+    ),
+    "deepspeed.runtime.bf16_optimizer": (
+        "BF16_Optimizer.update_lp_params",
+        "BF16_Optimizer._lazy_init_hp_params_optimizer_state",
+        "BF16_Optimizer.clear_hp_grads",
+    ),
+    "deepspeed.runtime.zero.stage3": (
+        "DeepSpeedZeroOptimizer_Stage3._reassign_or_swap_out_partitioned_parameters",
+        "DeepSpeedZeroOptimizer_Stage3._get_fp32_opt_state_partition",
+        "DeepSpeedZeroOptimizer_Stage3._overflow_clean_up",
+        "DeepSpeedZeroOptimizer_Stage3._partition_all_parameters",
+    ),
+    "deepspeed.utils.z3_leaf_module": ("set_z3_leaf_module",),
+}
+
+
+def check_version() -> None:
+    """Refuses any DeepSpeed other than the pinned minor version.
+
+    Raises:
+        ConfigError: If DeepSpeed is missing, of another version, or lacks a name of :data:`PRIVATE_NAMES`.
+    """
+    remedy = f"pip install '{PIN}'"
+    try:
+        found = importlib.metadata.version("deepspeed")
+    except importlib.metadata.PackageNotFoundError:
+        raise ConfigError("DeepSpeed is not installed", got="no package", expected=PIN, remedy=remedy) from None
+    if Version(found) not in SpecifierSet(PIN.removeprefix("deepspeed")):
+        raise ConfigError("this version of DeepSpeed was not tested with distmoe", got=found, expected=PIN, remedy=remedy)
+    missing = missing_names()
+    if missing:
+        raise ConfigError("DeepSpeed lacks private names that distmoe uses", got=f"{found} without {missing}",
+                          expected=PIN, remedy=remedy)
+
+
+def missing_names() -> list[str]:
+    """Entries of :data:`PRIVATE_NAMES` that the installed DeepSpeed does not have."""
+    missing = []
+    for module_name, attributes in PRIVATE_NAMES.items():
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError:
+            missing.append(module_name)
+            continue
+        for attribute in attributes:
+            node: Any = module
+            for part in attribute.split("."):
+                node = getattr(node, part, _ABSENT)
+                if node is _ABSENT:
+                    missing.append(f"{module_name}.{attribute}")
+                    break
+    return missing
+
+
+_ABSENT = object()
+
+
+def routed_marker(num_experts: int, ep_size: int) -> nn.Module:
+    """A module without parameters that makes DeepSpeed see a mixture-of-experts model.
+
+    DeepSpeed decides with ``isinstance`` alone whether a model has routed layers. The marker passes that check, so the
+    real layers keep their own classes and parameter names; tags on the parameters do the rest.
+    """
+    from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+    from torch import nn as torch_nn
+
+    class RoutedMarker(AutoEPMoELayer):
+        def __init__(self) -> None:
+            torch_nn.Module.__init__(self)  # the parent's constructor wants a Hugging Face layer to replace
+            self.num_experts, self.ep_size = num_experts, ep_size
+            self.ep_group = None
+
+        def set_deepspeed_parallelism(self, *_: Any, **__: Any) -> None:
+            """Process groups are registered before the engine exists; nothing is left to do."""
+
+    return RoutedMarker()
+
+
+def is_bf16_optimizer(optimizer: Any) -> bool:
+    """Whether DeepSpeed chose ``BF16_Optimizer`` (ZeRO-1, bf16 weights, fp32 accumulation)."""
+    return type(optimizer).__name__ == "BF16_Optimizer"
+
+
+def is_stage3(optimizer: Any) -> bool:
+    return hasattr(optimizer, "fp32_partitioned_groups_flat")
+
+
+def is_zero(optimizer: Any) -> bool:
+    """Whether the optimizer is one of DeepSpeed's sharding wrappers (ZeRO-1, 2, 3 or ``BF16_Optimizer``)."""
+    return is_stage3(optimizer) or hasattr(optimizer, "_hp_optimizer_states_linked")
+
+
+def base_optimizer(optimizer: Any) -> Any:
+    """The torch optimizer inside DeepSpeed's wrapper (ZeRO-0 has no wrapper)."""
+    return optimizer.optimizer if is_zero(optimizer) else optimizer
+
+
+def fp32_partitions(optimizer: Any) -> list[Any]:
+    """The flat fp32 tensors that the torch optimizer updates on this rank; its state is keyed by them."""
+    if is_stage3(optimizer):
+        return list(optimizer.fp32_partitioned_groups_flat)
+    return [parameter for param_group in optimizer.param_groups for parameter in param_group["params"]]
+
+
+def relink_states(optimizer: Any) -> None:
+    """Links the optimizer state of every parameter.
+
+    DeepSpeed links once, after the *first* param group's step, when later param groups have no state yet; reading
+    their moments then fails with "exp_avg not found in optimizer state fragment".
+    """
+    if is_zero(optimizer) and not is_stage3(optimizer):
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def refresh_weights(optimizer: Any) -> None:
+    """Copies the fp32 master weights of every rank into the weights that the model computes with."""
+    if is_stage3(optimizer):
+        optimizer._partition_all_parameters()
+        for index in range(len(optimizer.fp32_partitioned_groups_flat)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(index)
+        if getattr(optimizer, "persistent_parameters", None):
+            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+    elif is_zero(optimizer):
+        optimizer.update_lp_params()
+
+
+_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def loss_scaler_state(optimizer: Any) -> dict[str, float]:
+    """The fp16 loss scaler's numbers; empty for other precisions."""
+    scaler = getattr(optimizer, "loss_scaler", None)
+    return {key: getattr(scaler, key) for key in _SCALER_FIELDS if hasattr(scaler, key)}
+
+
+def set_loss_scaler_state(optimizer: Any, state: Mapping[str, float]) -> None:
+    """Restores what :func:`loss_scaler_state` gave; does nothing for an optimizer with a constant scale."""
+    if getattr(optimizer, "dynamic_loss_scale", False):
+        for key in _SCALER_FIELDS:
+            if key in state:
+                setattr(optimizer.loss_scaler, key, state[key])
+
+
+def drop_gradients(engine: Any) -> None:
+    """Forgets every gradient accumulated since the last step, reduced or not, and rewinds to a step's beginning."""
+    optimizer = engine.optimizer
+    if is_stage3(optimizer):
+        optimizer.micro_step_id = 0
+        optimizer._overflow_clean_up(None)
+    elif is_bf16_optimizer(optimizer):
+        optimizer.clear_hp_grads()
+        optimizer.clear_lp_grads()
+    elif is_zero(optimizer):
+        from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
+
+        optimizer.micro_step_id = INITIAL_MICRO_STEP_ID
+        optimizer.zero_grad(set_to_none=True)
+        optimizer._release_preflattened_grad_buffers()
+        if optimizer.cpu_offload:
+            optimizer.reset_cpu_buffers()
+            optimizer._offload_accumulated_param_ids = set()
+        for index in optimizer.averaged_gradients:
+            optimizer.averaged_gradients[index] = None
+            optimizer.all_grad_tensors[index] = None
+    else:
+        engine.zero_grad()
+    accumulation = engine.gradient_accumulation_steps()
+    engine.micro_steps = -(-engine.micro_steps // accumulation) * accumulation

@@ -1,0 +1,124 @@
+"""From a model to an engine: the only way into DeepSpeed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping
+
+import torch.distributed as dist
+from torch import nn
+
+from distmoe.checkpoint.global_view import global_views
+from distmoe.engine import supported
+from distmoe.engine.compatibility import routed_marker
+from distmoe.engine.config import OptimizerConfig
+from distmoe.engine.ds_config import DeepSpeedSettings
+from distmoe.engine.engine import Engine
+from distmoe.engine.hosted import HostedModel
+from distmoe.engine.optimizer import build_optimizer
+from distmoe.engine.param_groups import build_param_groups, tag_pools
+from distmoe.engine.replica_registry import register
+from distmoe.engine.self_check import check_ranks
+from distmoe.errors import ConfigError
+from distmoe.models.parameters import Role, parameter_roles
+from distmoe.parallel.placement import Placement
+from distmoe.parallel.process_groups import ProcessGroups
+
+
+def initialize(
+    model: nn.Module,
+    *,
+    settings: DeepSpeedSettings,
+    optimizer: OptimizerConfig,
+    process_groups: ProcessGroups,
+    placement: Placement | None,
+    roles: Mapping[str, Role] | None = None,
+) -> Engine:
+    """Hosts a model in DeepSpeed. Collective: all ranks call it, after ``init_distributed``.
+
+    Args:
+        model: From ``build_model``, with this rank's pools; its forward takes one batch.
+        settings: From :func:`distmoe.engine.ds_config.resolve`.
+        optimizer: Learning rates, weight decay, clipping.
+        process_groups: From ``process_groups.create``; its replica classes are registered with DeepSpeed.
+        placement: Where the pools live; None for a dense model.
+        roles: What each trainable parameter is; default ``parameter_roles(model)``.
+
+    Raises:
+        ConfigError: If the combination is refused or DeepSpeed is not the tested version.
+        ParallelError: If the ranks disagree about what they are about to train.
+    """
+    import deepspeed
+
+    roles = dict(parameter_roles(model) if roles is None else roles)
+    pools = [name for name, role in roles.items() if role.kind == "pool"]
+    num_ranks = dist.get_world_size()
+    supported.check(settings, placement=placement, num_ranks=num_ranks, routed=bool(pools))
+    _check_device(settings)
+    replica_classes = process_groups.replica_classes if pools else ()
+    tag_pools(model, roles=roles, replica_classes=replica_classes)
+    param_groups = build_param_groups(model, roles=roles, replica_classes=replica_classes, optimizer=optimizer)
+    needs_symmetry = settings.stage >= 2 or settings.overlap_comm
+    check_ranks(model, param_groups, replica_classes, needs_symmetry=needs_symmetry)
+    if pools:
+        register(process_groups)
+    hosted = HostedModel(model, marker=_marker(model, pools, placement))
+    if settings.stage == 3:
+        _make_leaves(model)
+    views = global_views(model)  # before ZeRO-3 empties the parameters
+
+    # DeepSpeed prints tables of memory on its way; its warnings go through its logger and stay.
+    with contextlib.redirect_stdout(io.StringIO()):
+        ds_engine, *_ = deepspeed.initialize(
+            model=hosted,
+            optimizer=build_optimizer(param_groups, config=optimizer),
+            config=settings.values,
+            dist_init_required=False,
+        )
+    topology = {
+        "num_ranks": num_ranks,
+        "ep_size": placement.ep_size if placement is not None else 1,
+        "placement": placement.mode if placement is not None else "colocated",
+        "zero_stage": settings.stage,
+        "precision": settings.precision,
+    }
+    return Engine(ds_engine, model, settings=settings, optimizer=optimizer, views=views, topology=topology)
+
+
+def _check_device(settings: DeepSpeedSettings) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    able = {"fp16": accelerator.is_fp16_supported, "bf16": accelerator.is_bf16_supported, "fp32": lambda: True}
+    if not able[settings.precision]():
+        raise ConfigError(
+            f"{settings.source}: this device cannot train in {settings.precision}",
+            got=accelerator.device_name(),
+            expected=f"a device with {settings.precision}",
+            remedy="use zero1_fp32 or zero1_bf16 (parallel.deepspeed or --deepspeed_config)",
+        )
+
+
+def _marker(model: nn.Module, pools: list[str], placement: Placement | None) -> nn.Module | None:
+    if not pools:
+        return None
+    parameters = dict(model.named_parameters())
+    ep_size = placement.ep_size if placement is not None else 1
+    return routed_marker(parameters[pools[0]].shape[0], ep_size)
+
+
+def _make_leaves(model: nn.Module) -> None:
+    """Lets ZeRO-3 gather a whole routed layer at once.
+
+    Its hooks find tensors in tuples and dictionaries only. A gate returns a frozen ``Routing``, so the parameters of
+    the gate would not be gathered again for the backward pass; as a leaf, the layer gathers all of them when the
+    gradient of its output arrives.
+    """
+    from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
+
+    from distmoe.moe.layer import RoutedFeedForward
+
+    for module in model.modules():
+        if isinstance(module, RoutedFeedForward):
+            set_z3_leaf_module(module, True)

@@ -1,0 +1,139 @@
+"""Builds and initialises the model of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from distmoe.errors import ConfigError
+from distmoe.models.config import ModelConfig
+from distmoe.models.encoder import Encoder
+from distmoe.models.heads import TaskHeads
+from distmoe.models.layer import EncoderLayer
+from distmoe.models.layer_plan import routed_layers
+from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.models.pooler import Pooler
+from distmoe.models.shape import EncoderShape
+from distmoe.moe.build import build_routed_feed_forward
+from distmoe.moe.layer import RoutedFeedForward
+from distmoe.nn.attention import SelfAttention
+from distmoe.nn.embeddings import EncoderEmbeddings
+from distmoe.nn.feed_forward import FeedForward
+from distmoe.parallel.process_groups import LayerHosting
+from distmoe.parallel.traffic import TrafficCounter
+from distmoe.tasks import TaskGrouping, TaskSet
+
+
+def build_model(
+    config: ModelConfig,
+    *,
+    shape: EncoderShape,
+    tasks: TaskSet,
+    grouping: TaskGrouping,
+    hosting: Sequence[LayerHosting],
+    seed: int,
+    traffic: TrafficCounter | None = None,
+) -> MultiTaskEncoder:
+    """Returns this rank's part of the model, freshly initialised from named streams.
+
+    Values depend on the seed and on names only: dense parameters are equal on all ranks, and an expert is the same
+    wherever it is hosted. A pretrained encoder is loaded over it afterwards.
+
+    Args:
+        config: Section ``model``.
+        shape: From :func:`~distmoe.models.shape.resolve_shape`.
+        tasks: All tasks of the run.
+        grouping: Who shares the routed layers; one partition per routed layer.
+        hosting: What this rank hosts, per routed layer.
+        seed: Seed of the run.
+        traffic: Counts what all routed layers send; None: one of its own per layer.
+
+    Raises:
+        ConfigError: If the grouping or the hosting is for another number of routed layers, or experts do not divide.
+    """
+    routed = routed_layers(config.moe, shape.num_layers)
+    if not len(routed) == grouping.num_layers == len(hosting):
+        raise ConfigError(
+            "the task grouping is for another number of routed layers",
+            got=f"{grouping.num_layers} partition(s), hosting of {len(hosting)} layer(s)",
+            expected=f"{len(routed)}, for the routed layers {list(routed)}",
+            remedy="give one partition per routed layer in structure.grouping, or change model.moe.layers",
+        )
+    layers: list[EncoderLayer] = []
+    for index in range(shape.num_layers):
+        feed_forward: FeedForward | RoutedFeedForward
+        if config.moe is not None and index in routed:
+            routed_index = routed.index(index)
+            feed_forward = build_routed_feed_forward(
+                config.moe,
+                layer_index=index,
+                routed_index=routed_index,
+                hidden_size=shape.hidden_size,
+                intermediate_size=shape.intermediate_size,
+                activation=shape.activation,
+                tasks=tasks,
+                partition=grouping.layers[routed_index],
+                hosting=hosting[routed_index],
+                activation_checkpointing=config.activation_checkpointing,
+                traffic=traffic,
+            )
+        else:
+            feed_forward = FeedForward(shape.hidden_size, shape.intermediate_size, shape.activation)
+        layers.append(_build_layer(config, shape, feed_forward))
+    embeddings = EncoderEmbeddings(
+        vocab_size=shape.vocab_size,
+        max_positions=shape.max_positions,
+        num_token_types=shape.num_token_types,
+        hidden_size=shape.hidden_size,
+        position_offset=shape.position_offset,
+        layer_norm_eps=shape.layer_norm_eps,
+        dropout=config.dropout,
+    )
+    final_norm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps) if shape.norm == "pre" else None
+    model = MultiTaskEncoder(
+        Encoder(embeddings, layers, final_norm),
+        Pooler(shape.hidden_size, pooling=config.pooling),
+        TaskHeads(shape.hidden_size, [spec.num_outputs for spec in tasks]),
+        dropout=config.dropout,
+        shape=shape,
+    )
+    initialise(model, seed=seed, std=config.init_std)
+    return model
+
+
+def initialise(model: MultiTaskEncoder, *, seed: int, std: float) -> None:
+    """Gives every parameter a fresh value from the stream of its full name."""
+    model.encoder.embeddings.reset(seed, "encoder.embeddings", std)
+    for index, layer in enumerate(model.encoder.layers):
+        name = f"encoder.layers.{index}"
+        layer.attention.reset(seed, f"{name}.attention", std)  # type: ignore[operator, union-attr]
+        _reset_feed_forward(layer.feed_forward, seed, f"{name}.feed_forward", std)  # type: ignore[arg-type]
+    model.pooler.reset(seed, "pooler", std)
+    model.heads.reset(seed, "heads", std)
+    # LayerNorms start as the identity, which is how their constructor leaves them.
+
+
+def _reset_feed_forward(feed_forward: FeedForward | RoutedFeedForward, seed: int, name: str, std: float) -> None:
+    if not isinstance(feed_forward, RoutedFeedForward):
+        feed_forward.reset(seed, name, std)
+        return
+    feed_forward.gate.reset(seed, f"{name}.gate")
+    for key, pool in feed_forward.pools.items():
+        pool.reset(seed, f"{name}.pools.{key}", std)  # type: ignore[operator, union-attr]
+    if feed_forward.shared_mlp is not None:
+        feed_forward.shared_mlp.reset(seed, f"{name}.shared_mlp", std)
+
+
+def _build_layer(
+    config: ModelConfig, shape: EncoderShape, feed_forward: FeedForward | RoutedFeedForward
+) -> EncoderLayer:
+    return EncoderLayer(
+        SelfAttention(shape.hidden_size, shape.num_heads, dropout=config.attention_dropout),
+        feed_forward,
+        hidden_size=shape.hidden_size,
+        norm=shape.norm,
+        layer_norm_eps=shape.layer_norm_eps,
+        dropout=config.dropout,
+        activation_checkpointing=config.activation_checkpointing,
+    )

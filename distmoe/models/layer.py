@@ -1,0 +1,94 @@
+"""One Transformer layer, post-LN (BERT) or pre-LN, with a dense or a routed feed-forward part.
+
+Shape letters: B sequences, S positions, D model width, T real tokens (padding removed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from distmoe.moe.layer import RoutedFeedForward
+from distmoe.moe.routing import Routing, TokenContext
+from distmoe.nn.attention import SelfAttention
+from distmoe.nn.feed_forward import FeedForward
+
+
+class EncoderLayer(nn.Module):
+    """Attention and a feed-forward part, each with residual, dropout and LayerNorm.
+
+    Args:
+        attention: Self-attention sub-layer.
+        feed_forward: Dense or routed; a routed one sees real tokens only.
+        hidden_size: D.
+        norm: ``post``: ``LN(x + f(x))``; ``pre``: ``x + f(LN(x))``.
+        layer_norm_eps: Epsilon of both LayerNorms.
+        dropout: Probability on each sub-layer's output, while training.
+        activation_checkpointing: Recompute attention and a dense feed-forward part in backward. A routed part decides
+            for itself what to recompute, so that its all-to-all is never repeated.
+    """
+
+    def __init__(
+        self,
+        attention: SelfAttention,
+        feed_forward: FeedForward | RoutedFeedForward,
+        *,
+        hidden_size: int,
+        norm: Literal["post", "pre"],
+        layer_norm_eps: float,
+        dropout: float,
+        activation_checkpointing: bool,
+    ) -> None:
+        super().__init__()
+        self.attention = attention
+        self.attention_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.feed_forward = feed_forward
+        self.feed_forward_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.dropout = nn.Dropout(dropout)
+        self.pre_norm = norm == "pre"
+        self.activation_checkpointing = activation_checkpointing
+
+    def forward(
+        self, x_BSD: Tensor, mask_B11S: Tensor, token_index_T: Tensor, context: TokenContext
+    ) -> tuple[Tensor, Routing | None]:
+        """Returns the new states ``[B, S, D]`` and, if the layer is routed, where its tokens went.
+
+        Args:
+            x_BSD: Hidden states.
+            mask_B11S: Boolean, true at keys that may be attended.
+            token_index_T: Flat positions of the real tokens.
+            context: Tasks and sequences of the real tokens.
+        """
+        x_BSD = self._recomputed(self._attend, x_BSD, mask_B11S)
+        if not isinstance(self.feed_forward, RoutedFeedForward):
+            return self._recomputed(self._transform, x_BSD), None
+        normed_BSD = self.feed_forward_norm(x_BSD) if self.pre_norm else x_BSD
+        change_BSD, routing = self._route(normed_BSD, token_index_T, context)
+        x_BSD = x_BSD + self.dropout(change_BSD)
+        return (x_BSD if self.pre_norm else self.feed_forward_norm(x_BSD)), routing
+
+    def _attend(self, x_BSD: Tensor, mask_B11S: Tensor) -> Tensor:
+        if self.pre_norm:
+            return x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD), mask_B11S))
+        return self.attention_norm(x_BSD + self.dropout(self.attention(x_BSD, mask_B11S)))
+
+    def _transform(self, x_BSD: Tensor) -> Tensor:
+        if self.pre_norm:
+            return x_BSD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BSD)))
+        return self.feed_forward_norm(x_BSD + self.dropout(self.feed_forward(x_BSD)))
+
+    def _route(self, x_BSD: Tensor, token_index_T: Tensor, context: TokenContext) -> tuple[Tensor, Routing]:
+        """Routes the real tokens; padding gets zero, so it costs no expert and enters no statistic."""
+        x_ND = x_BSD.flatten(0, 1)
+        y_TD, routing = self.feed_forward(x_ND.index_select(0, token_index_T), context)
+        y_ND = torch.zeros_like(x_ND, dtype=y_TD.dtype).index_copy(0, token_index_T, y_TD)
+        return y_ND.view_as(x_BSD), routing
+
+    def _recomputed(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        if self.activation_checkpointing and self.training:
+            return checkpoint(function, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+        return function(*inputs)

@@ -1,0 +1,52 @@
+"""The model of a run: a shared encoder, a pooler and the heads of all tasks."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from distmoe.data.batch import TaskBatch
+from distmoe.models.encoder import Encoder
+from distmoe.models.heads import TaskHeads
+from distmoe.models.output import ModelOutput
+from distmoe.models.pooler import Pooler
+from distmoe.models.shape import EncoderShape
+from distmoe.moe.routing import TokenContext
+
+
+class MultiTaskEncoder(nn.Module):
+    """Maps a batch of mixed tasks to the logits of each row's own task.
+
+    Built by :func:`distmoe.models.build.build_model`. It is single-process code: what runs on which rank was decided
+    when its routed layers were built.
+
+    Args:
+        encoder: Shared encoder.
+        pooler: Shared pooler.
+        heads: Heads of all tasks.
+        dropout: Probability on the pooled state, while training.
+        shape: Shape that the encoder was built with; checkpoints and exports record it.
+    """
+
+    def __init__(
+        self, encoder: Encoder, pooler: Pooler, heads: TaskHeads, *, dropout: float, shape: EncoderShape
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pooler = pooler
+        self.dropout = nn.Dropout(dropout)
+        self.heads = heads
+        self.shape = shape
+
+    def forward(self, batch: TaskBatch) -> ModelOutput:
+        """Returns logits, routings and what the routed tokens are."""
+        context = token_context(batch)
+        hidden_BSD, routings = self.encoder(batch, context)
+        pooled_BD = self.dropout(self.pooler(hidden_BSD, batch.attention_mask_BS))
+        return ModelOutput(self.heads(pooled_BD, batch.task_ids_B), routings, context)
+
+
+def token_context(batch: TaskBatch) -> TokenContext:
+    """Returns tasks and sequences of the batch's real tokens; no device synchronisation."""
+    num_sequences, length = batch.input_ids_BS.shape
+    sequence_ids_T = batch.token_index_T.div(length, rounding_mode="floor")
+    return TokenContext(batch.task_ids_B.index_select(0, sequence_ids_T), sequence_ids_T, num_sequences)

@@ -1,0 +1,27 @@
+"""What the model hands to the objective and to evaluation.
+
+Shape letters: B sequences, C outputs of the widest head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from distmoe.moe.routing import Routing, TokenContext
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """Answer of one forward pass.
+
+    Attributes:
+        logits_BC: float32; -inf in the columns beyond the outputs of the row's task. A regression's value is column 0.
+        routings: One per routed layer, shallow to deep; empty for a dense model.
+        context: What the routings' tokens are.
+    """
+
+    logits_BC: Tensor
+    routings: tuple[Routing, ...]
+    context: TokenContext

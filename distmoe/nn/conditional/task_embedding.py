@@ -1,0 +1,58 @@
+"""From task ids to the conditioning of a batch.
+
+Shape letters: B sequences, T tasks, k width of a task embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distmoe.nn.conditional.conditioning import Conditioning
+from distmoe.nn.conditional.module import ConditionalModule
+from distmoe.nn.init import init_normal_
+
+
+class TaskConditioner(ConditionalModule):
+    """One learned embedding per task, gathered by task id; the gradients of absent tasks are zero, not missing.
+
+    Args:
+        num_tasks: T, rows of the table. More rows than tasks leave room to add some without changing any shape.
+        embedding_size: k; None if no generator reads an embedding (``generator: table``): then nothing is learned here.
+        published: Mode ``repo``: rows start at N(0, std^2) and a linear map, shared by all layers, follows the table.
+    """
+
+    def __init__(self, num_tasks: int, embedding_size: int | None, *, published: bool = False) -> None:
+        super().__init__()
+        self.num_tasks = num_tasks
+        self.published = published
+        self.z_Tk = None if embedding_size is None else nn.Parameter(torch.empty(num_tasks, embedding_size))
+        self.projection: nn.Linear | None = None
+        if published:
+            assert embedding_size is not None, "the published structure reads embeddings"
+            self.projection = nn.Linear(embedding_size, embedding_size)
+
+    def reset(self, seed: int, name: str, std: float) -> None:
+        if self.z_Tk is not None:
+            # Length 1 in expectation. Generators are zero at first, and a step on z's product moves an output by
+            # |z|^2 times what the same step on their bias does: at 1, what tasks share and what they do not learn at
+            # one rate. (Never zero: with zero generators nothing would learn.)
+            rows_std = std if self.published else self.z_Tk.shape[1] ** -0.5
+            for task_id, row_k in enumerate(self.z_Tk):
+                init_normal_(row_k, seed=seed, name=f"{name}.z_Tk", index=task_id, std=rows_std)
+        if self.projection is not None:
+            init_normal_(self.projection.weight, seed=seed, name=f"{name}.projection.weight", std=std)
+            nn.init.zeros_(self.projection.bias)
+
+    def forward(self, task_ids_B: Tensor) -> Conditioning:
+        """Returns the conditioning of rows of the given tasks (int64)."""
+        if self.z_Tk is None:
+            return Conditioning(task_ids_B, None, None)
+        z_Bk = F.embedding(task_ids_B, self.z_Tk)
+        return Conditioning(task_ids_B, z_Bk if self.projection is None else self.projection(z_Bk), z_Bk)
+
+    def of_task(self, task_id: int) -> Conditioning:
+        """The conditioning of a single row of ``task_id``: what folding needs."""
+        parameter = next(self.parameters(), None)
+        return self(torch.tensor([task_id], device=None if parameter is None else parameter.device))

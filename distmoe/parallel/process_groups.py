@@ -1,0 +1,194 @@
+"""All process groups of a run, made here and nowhere else: on all ranks, in one order, one per set of ranks.
+
+Two kinds stay apart (design section 6). The *all-to-all process group* of a routed layer is a block of ranks and
+carries tokens. A *replica class* says where the copies of an expert live, hence over which ranks its gradient is summed
+and its optimizer state is cut; layers whose blocks are cut into the same spans share one.
+
+Drawn: 4 ranks, ep_size 1, layer 0 shared by all tasks, layer 1 cut into spans of 2, 1 and 1 blocks::
+
+    class            layers  expert-data-parallel          expert-parallel
+    ep_size_1        (0,)    {0 1 2 3}                     {0} {1} {2} {3}
+    ep_size_1_2-1-1  (1,)    {0 1} {2} {3}                 {0} {1} {2} {3}    not uniform
+
+    two spans of two blocks each:
+    ep_size_1_2-2    (1,)    {0 1} {2 3}                   {0 2} {1 3}        uniform: 2 x 2 = 4 ranks
+
+Names are for DeepSpeed, which reads the third part as a number, takes the largest, and then wants ``ep_size_<largest>``
+to exist; hence :attr:`ProcessGroups.alias`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
+
+from distmoe.errors import ParallelError
+from distmoe.parallel.placement import Placement
+from distmoe.parallel.replicas import Layout, layouts_of, one_span
+from distmoe.tasks import TaskGrouping
+
+Ranks = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerHosting:
+    """What this rank holds of one routed layer.
+
+    Attributes:
+        task_groups: Task groups whose experts it holds, ascending.
+        ep_rank: Its position in its block: which slice of each task group's experts.
+        ep_size: Ranks of the block.
+        process_group: The block, for the all-to-all; None when it is a single rank and nothing travels.
+    """
+
+    task_groups: tuple[int, ...]
+    ep_rank: int
+    ep_size: int
+    process_group: ProcessGroup | None
+
+
+@dataclass(frozen=True)
+class ReplicaClass:
+    """What DeepSpeed must know about the experts of some layers, seen from this rank.
+
+    Attributes:
+        name: ``ep_size_<n>``, or ``ep_size_<n>_<blocks of each span>``; the same names on all ranks.
+        layers: Routed layers that are laid out so.
+        ep_ranks: With ``uniform``, one rank of each span and position: between them they hold every expert once.
+            Otherwise the own block.
+        edp_ranks: Ranks with a copy of this rank's experts.
+        ep_group: Process group of ``ep_ranks``; None without torch.distributed.
+        edp_group: Process group of ``edp_ranks``; None without torch.distributed.
+        uniform: Whether ``ep_ranks`` x ``edp_ranks`` covers the world, which ZeRO-3 and ``BF16_Optimizer`` need for
+            their gradient norm. False when spans have different numbers of blocks; ZeRO-1/2 sum the norm over the
+            whole world and never read ``ep_group``.
+    """
+
+    name: str
+    layers: tuple[int, ...]
+    ep_ranks: Ranks
+    edp_ranks: Ranks
+    ep_group: ProcessGroup | None
+    edp_group: ProcessGroup | None
+    uniform: bool
+
+
+@dataclass(frozen=True)
+class ProcessGroups:
+    """Everything about ranks that model and engine need.
+
+    Attributes:
+        hosting: Per routed layer.
+        replica_classes: Sorted by name; same names and order on all ranks.
+        alias: The class called plainly ``ep_size_<n>`` that DeepSpeed expects to exist; one of ``replica_classes``, or
+            an extra one without layers. None without routed layers.
+    """
+
+    hosting: tuple[LayerHosting, ...]
+    replica_classes: tuple[ReplicaClass, ...]
+    alias: ReplicaClass | None
+    _created: list[ProcessGroup] = field(default_factory=list, repr=False, compare=False)
+
+    def class_of(self, layer: int) -> ReplicaClass:
+        """The replica class of a routed layer."""
+        return next(replica_class for replica_class in self.replica_classes if layer in replica_class.layers)
+
+    def destroy(self) -> None:
+        """Ends the process groups made for this value, in the order of their creation; a second call does nothing.
+
+        Call it on all ranks, when no collective is under way. The world's process group stays.
+        """
+        while self._created:
+            dist.destroy_process_group(self._created.pop(0))
+
+
+def create(placement: Placement, *, timeout: timedelta | None = None) -> ProcessGroups:
+    """Makes the process groups of a placement; a collective over the world.
+
+    Args:
+        placement: Equal on all ranks.
+        timeout: Limit of a collective. None: torch's default (30 minutes for gloo, 10 for NCCL), which is not the
+            world's.
+
+    Raises:
+        ParallelError: If torch.distributed is not initialised or has another number of ranks than the placement.
+    """
+    world_size = dist.get_world_size() if dist.is_initialized() else None
+    if world_size != placement.num_ranks:
+        raise ParallelError(
+            "the placement is for another number of ranks than the run",
+            got="torch.distributed is not initialised" if world_size is None else f"{world_size} ranks",
+            expected=f"{placement.num_ranks} ranks",
+            remedy="initialise torch.distributed first, and place for its world size",
+        )
+    layouts, plain = layouts_of(placement), one_span(placement)
+    wanted = {ranks for layout in {*layouts, plain} for ranks in layout.rank_sets()} if layouts else set()
+    rank = dist.get_rank()
+    own = _new_groups(wanted, rank, timeout)
+    classes = {layout: _replica_class(layout, layers, rank, own) for layout, layers in layouts.items()}
+    alias = classes.get(plain) or _replica_class(plain, (), rank, own) if layouts else None
+    return ProcessGroups(
+        hosting=tuple(_hosting(placement, layer, rank, own) for layer in range(len(placement.layers))),
+        replica_classes=tuple(sorted(classes.values(), key=lambda replica_class: replica_class.name)),
+        alias=alias,
+        _created=[process_group for process_group in own.values() if process_group is not dist.group.WORLD],
+    )
+
+
+def single_process(grouping: TaskGrouping) -> ProcessGroups:
+    """Returns what :func:`create` gives for one rank, without torch.distributed: every process group is None."""
+    hosting = tuple(
+        LayerHosting(tuple(range(grouping.num_task_groups(layer))), 0, 1, None) for layer in range(grouping.num_layers)
+    )
+    if not hosting:
+        return ProcessGroups((), (), None)
+    only = ReplicaClass("ep_size_1", tuple(range(len(hosting))), (0,), (0,), None, None, uniform=True)
+    return ProcessGroups(hosting, (only,), only)
+
+
+def _new_groups(wanted: Iterable[Ranks], rank: int, timeout: timedelta | None) -> dict[Ranks, ProcessGroup]:
+    """Makes one process group per set of ranks and returns those of ``rank``, in the order of creation."""
+    everyone = tuple(range(dist.get_world_size()))
+    own: dict[Ranks, ProcessGroup] = {}
+    for ranks in sorted(wanted):
+        if ranks == everyone:
+            # A second communicator over the world would cost memory on every device and buy nothing.
+            assert dist.group.WORLD is not None
+            own[ranks] = dist.group.WORLD
+            continue
+        # A collective of the world: members or not, all ranks call it.
+        process_group = dist.new_group(list(ranks), timeout=timeout, group_desc=f"distmoe {_spell(ranks)}")
+        if rank in ranks:
+            own[ranks] = process_group
+    return own
+
+
+def _spell(ranks: Ranks) -> str:
+    """Short name for logs of collectives: ``0 1 2 3``, or ``0 .. 252, 64 ranks``."""
+    return " ".join(map(str, ranks)) if len(ranks) <= 8 else f"{ranks[0]} .. {ranks[-1]}, {len(ranks)} ranks"
+
+
+def _hosting(placement: Placement, layer: int, rank: int, own: dict[Ranks, ProcessGroup]) -> LayerHosting:
+    return LayerHosting(
+        task_groups=placement.hosted_task_groups(layer, rank),
+        ep_rank=rank % placement.ep_size,
+        ep_size=placement.ep_size,
+        process_group=own[placement.block_ranks(placement.block_of(rank))] if placement.ep_size > 1 else None,
+    )
+
+
+def _replica_class(layout: Layout, layers: tuple[int, ...], rank: int, own: dict[Ranks, ProcessGroup]) -> ReplicaClass:
+    ep_ranks, edp_ranks = layout.ep_ranks(rank), layout.edp_ranks(rank)
+    return ReplicaClass(
+        name=layout.name,
+        layers=layers,
+        ep_ranks=ep_ranks,
+        edp_ranks=edp_ranks,
+        ep_group=own[ep_ranks],
+        edp_group=own[edp_ranks],
+        uniform=layout.uniform,
+    )

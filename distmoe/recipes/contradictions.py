@@ -1,0 +1,139 @@
+"""Pairs of values that cannot both be meant, found before a file is read or a tensor is made.
+
+Only what the configuration alone can tell. What the number of ranks, the files or the tasks show is refused by
+``training/contradictions.py``, and DeepSpeed combinations by ``engine/supported.py``.
+"""
+
+from __future__ import annotations
+
+from distmoe.errors import ConfigError
+from distmoe.moe.config import TASK_LEVEL_GATES, MoEConfig
+from distmoe.training.config import RunConfig
+
+
+def check(config: RunConfig) -> None:
+    """Refuses contradictory pairs.
+
+    Raises:
+        ConfigError: Naming both keys and which of them to change.
+    """
+    _check_source(config)
+    _check_shape(config)
+    if config.model.moe is None:
+        _check_dense(config)
+    else:
+        _check_gate(config.model.moe)
+        _check_experts(config, config.model.moe)
+
+
+def _check_source(config: RunConfig) -> None:
+    if config.tasks.source == "local" and config.data.root is None:
+        raise ConfigError(
+            "tasks.source is local, but no folder is named",
+            got="data.root=null",
+            expected="a folder whose sub-folders hold a task.json",
+            remedy="add data.root=FOLDER",
+        )
+    if config.tasks.source == "hub":
+        known = list(config.tasks.hub)
+        unknown = [name for name in config.tasks.names or known if name not in known]
+        if unknown or not known:
+            raise ConfigError(
+                "tasks.source is hub, but tasks.hub does not describe every task",
+                got=f"tasks.names with {' | '.join(unknown)}" if unknown else "no entry in tasks.hub",
+                expected=" | ".join(known) or "one entry per task",
+                remedy="add an entry to tasks.hub in the recipe, or correct tasks.names",
+            )
+
+
+def _check_shape(config: RunConfig) -> None:
+    """The keys below are ignored with ``model.pretrained``: the folder's own shape wins and is checked there."""
+    model = config.model
+    if model.pretrained is not None:
+        return
+    if model.hidden_size % model.num_heads:
+        raise ConfigError(
+            "model.num_heads does not divide model.hidden_size",
+            got=f"model.hidden_size={model.hidden_size}, model.num_heads={model.num_heads}",
+            expected="a multiple of model.num_heads",
+            remedy="change model.num_heads or model.hidden_size",
+        )
+    if config.data.max_length > model.max_positions:
+        raise ConfigError(
+            "data.max_length is longer than the position table",
+            got=f"data.max_length={config.data.max_length}, model.max_positions={model.max_positions}",
+            expected=f"data.max_length <= {model.max_positions}",
+            remedy="shorten data.max_length, or raise model.max_positions",
+        )
+
+
+def _check_dense(config: RunConfig) -> None:
+    if config.structure.grouping != "one":
+        raise ConfigError(
+            "a dense model has no routed layer to which a task grouping could apply",
+            got=f"model.moe=null, structure.grouping={config.structure.grouping}",
+            expected="structure.grouping=one",
+            remedy="add structure.grouping=one, or keep model.moe",
+        )
+    if config.parallel.placement != "colocated" or config.parallel.ep_size != 1:
+        raise ConfigError(
+            "a dense model has no experts to place",
+            got=f"model.moe=null, parallel.placement={config.parallel.placement}, "
+            f"parallel.ep_size={config.parallel.ep_size}",
+            expected="parallel.placement=colocated and parallel.ep_size=1",
+            remedy="set both, or keep model.moe",
+        )
+
+
+def _check_gate(moe: MoEConfig) -> None:
+    kind = moe.gate.kind
+    if kind in TASK_LEVEL_GATES and moe.capacity_factor is not None:
+        raise ConfigError(
+            "capacity contradicts a task-level gate: a batch of one task goes to one expert",
+            got=f"model.moe.gate.kind={kind}, model.moe.capacity_factor={moe.capacity_factor}",
+            expected="capacity_factor=null (dropless), or a gate that routes tokens or sequences",
+            remedy="set model.moe.capacity_factor=null",
+        )
+    if kind == "fixed" and moe.gate.table is None:
+        raise ConfigError(
+            "gate fixed learns nothing and needs its table",
+            got="model.moe.gate.kind=fixed, model.moe.gate.table=null",
+            expected="random, or task name -> experts",
+            remedy="set model.moe.gate.table",
+        )
+    if kind != "fixed" and moe.gate.table is not None:
+        raise ConfigError(
+            "model.moe.gate.table is read by gate fixed only",
+            got=f"model.moe.gate.kind={kind} with a table",
+            expected="model.moe.gate.table=null",
+            remedy="remove the table, or set model.moe.gate.kind=fixed",
+        )
+
+
+def _check_experts(config: RunConfig, moe: MoEConfig) -> None:
+    if moe.top_k > moe.num_experts:
+        raise ConfigError(
+            "a token cannot choose more experts than there are",
+            got=f"model.moe.top_k={moe.top_k}, model.moe.num_experts={moe.num_experts}",
+            expected=f"model.moe.top_k <= {moe.num_experts}",
+            remedy="lower model.moe.top_k, or raise model.moe.num_experts",
+        )
+    if config.model.pretrained is not None:
+        return
+    width = config.model.intermediate_size
+    if moe.expert_size is None and width % moe.top_k:
+        raise ConfigError(
+            "the dense feed-forward width cannot be shared by top_k experts",
+            got=f"model.intermediate_size={width}, model.moe.top_k={moe.top_k}",
+            expected="a multiple of model.moe.top_k",
+            remedy="set model.moe.expert_size, or change model.intermediate_size",
+        )
+    if isinstance(moe.layers, list):
+        known = range(config.model.num_layers)
+        if not moe.layers or len(set(moe.layers)) != len(moe.layers) or not set(moe.layers) <= set(known):
+            raise ConfigError(
+                "model.moe.layers must name existing layers, each once",
+                got=moe.layers,
+                expected=f"different numbers from 0 to {config.model.num_layers - 1}",
+                remedy="correct model.moe.layers, or set model.moe=null for a dense model",
+            )

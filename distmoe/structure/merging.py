@@ -1,0 +1,73 @@
+"""One set of weights out of several.
+
+All arithmetic is in float64 on the float32 master weights, in the order of the members, and rounded once at the end:
+every rank that computes a merge gets the same bits. Members are aligned first (:mod:`distmoe.structure.alignment`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from distmoe.structure.feed_forward_tensors import FeedForwardTensors, combine
+
+
+def shares_of(loads: Sequence[int]) -> tuple[float, ...]:
+    """Weights proportional to the members' tokens; they sum to 1 (M-SMoE's usage weighting, arXiv 2310.01334)."""
+    return tuple(float(Fraction(load, sum(loads))) for load in loads)
+
+
+def weighted_mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """``sum_k shares_k W_k`` in the dtype of the first tensor.
+
+    Written as the first tensor plus weighted differences: equal tensors give back exactly their common value.
+    """
+    first = tensors[0].double()
+    total = first.clone()
+    for tensor, share in zip(tensors[1:], shares[1:], strict=True):
+        total += share * (tensor.double() - first)
+    return total.to(tensors[0].dtype)
+
+
+def merge_feed_forward(
+    members: Sequence[FeedForwardTensors], shares: Sequence[float], permutations: Sequence[Tensor] | None = None
+) -> FeedForwardTensors:
+    """The load-weighted mean of aligned members.
+
+    Args:
+        members: Weights of each member.
+        shares: From :func:`shares_of`.
+        permutations: One per member, from :func:`distmoe.structure.alignment.align` with the first as reference.
+    """
+    return combine(permute_all(members, permutations), lambda tensors: weighted_mean(tensors, shares))
+
+
+def permute_all(
+    members: Sequence[FeedForwardTensors], permutations: Sequence[Tensor] | None
+) -> list[FeedForwardTensors]:
+    """Each member with its permutation; None leaves all as they are."""
+    if permutations is None:
+        return list(members)
+    return [member.permuted(permutation) for member, permutation in zip(members, permutations, strict=True)]
+
+
+def merge_router_rows(rows: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Router row and bias of an expert that replaces several, so that their total probability stays about the same.
+
+    Mean of the rows; ``log n`` on the mean bias, which is logsumexp where the members' logits agree.
+
+    Args:
+        rows: ``[D]`` per member.
+        biases: Scalar per member.
+    """
+    shares = shares_of([1] * len(rows))
+    return weighted_mean(rows, shares), weighted_mean(biases, shares) + math.log(len(rows))
+
+
+def stack_pools(members: Sequence[Tensor]) -> Tensor:
+    """The experts of all members one after the other: pooling, without merging (as BTX, arXiv 2403.07816)."""
+    return torch.cat(list(members), dim=0)

@@ -1,0 +1,125 @@
+"""When a run is saved, and what is saved besides weights and moments.
+
+``trainer.json`` holds what is equal on all ranks: progress, best score, position in the data, window sums. Each rank's
+own file holds its random generators. Together with weights and moments they make a resumed run repeat the uninterrupted
+one bit for bit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distmoe.checkpoint import store
+from distmoe.checkpoint.config import CheckpointConfig
+from distmoe.data.loader import TrainLoader
+from distmoe.engine.engine import Engine
+from distmoe.log import get_logger
+from distmoe.seed import seed_all
+from distmoe.tasks import TaskGrouping, TaskSet
+from distmoe.training.config import RunConfig
+from distmoe.training.evaluate import Evaluation
+from distmoe.training.journal import Journal
+from distmoe.training.state import TrainerState, rng_state, set_rng_state
+
+_log = get_logger(__name__)
+
+
+class Checkpoints:
+    """Saves and restores a run.
+
+    Args:
+        root: The run's ``checkpoints/``.
+        config: The whole configuration; its section ``checkpoint`` says when and what to keep.
+        engine: Weights and moments.
+        loader: Data position.
+        journal: Window sums and routing counters.
+        state: Progress.
+        tasks: Recorded in the manifest.
+        grouping: Recorded in the manifest.
+        rank: Only rank 0 removes old checkpoints.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        config: RunConfig,
+        engine: Engine,
+        loader: TrainLoader,
+        journal: Journal,
+        state: TrainerState,
+        tasks: TaskSet,
+        grouping: TaskGrouping,
+        rank: int,
+    ) -> None:
+        self._root, self._config, self._rank = root, config, rank
+        self._engine, self._loader, self._journal, self._state = engine, loader, journal, state
+        self._tasks, self._grouping = tasks, grouping
+
+    @property
+    def _options(self) -> CheckpointConfig:
+        return self._config.checkpoint
+
+    def is_due(self, step: int, *, is_best: bool) -> bool:
+        """Whether ``checkpoint.every`` or a new best evaluation asks for one after this step."""
+        every = self._options.every
+        return (every is not None and step % every == 0) or (is_best and self._options.keep_best)
+
+    def save(self, evaluation: Evaluation | None = None) -> Path:
+        """Writes the checkpoint of this step, then removes what need not be kept. Collective.
+
+        Args:
+            evaluation: The validation scores of this very step, if there are any.
+
+        Raises:
+            CheckpointError: On all ranks, if one could not write; the last good checkpoint is untouched.
+        """
+        trainer_state = {
+            "progress": self._state.state_dict(),
+            "data": self._loader.state_dict(),
+            "journal": self._journal.state_dict(),
+        }
+        folder = self._engine.save_state(
+            self._root,
+            tasks=self._tasks,
+            grouping=self._grouping,
+            trainer_state=trainer_state,
+            rank_state=rng_state(),
+            config=self._config.model_dump(),
+            metrics=None if evaluation is None else evaluation.to_json(),
+            score=None if evaluation is None else evaluation.macro,
+        )
+        if self._rank == 0:
+            store.prune(self._root, keep_last=self._options.keep_last, keep_best=self._options.keep_best)
+            self._journal.say(f"saved {folder}")
+        return folder
+
+    def load(self, folder: Path) -> None:
+        """Restores everything. Collective.
+
+        Raises:
+            CheckpointError: If the checkpoint is damaged or of another task set, grouping or model.
+        """
+        manifest = store.check(folder, tasks=self._tasks, grouping=self._grouping)
+        loaded = self._engine.load_state(folder, manifest=manifest)
+        self._state.load_state_dict(loaded.trainer_state["progress"])
+        self._loader.load_state_dict(loaded.trainer_state["data"])
+        self._journal.load_state_dict(loaded.trainer_state["journal"])
+        if loaded.rank_state is not None:
+            set_rng_state(loaded.rank_state)
+        else:
+            seed_all(self._config.run.seed, "resumed", self._state.step, self._rank)
+            _log.warning("the number of ranks has changed: dropout draws other numbers than it would have")
+
+    def load_best_weights(self) -> int | None:
+        """Puts the weights of the best checkpoint into the model, for a last evaluation; returns its step. Collective.
+
+        ``None``: the current weights are the best, or best checkpoints are not kept.
+        """
+        best = self._state.best.step
+        folder = self._root / f"step_{best}"
+        if not self._options.keep_best or best in (-1, self._state.step) or not folder.is_dir():
+            return None
+        self._engine.load_state(folder, manifest=store.check(folder, tasks=self._tasks, grouping=self._grouping))
+        return best
+

@@ -1,0 +1,143 @@
+"""Combinations that only the number of ranks, the files or the tasks show to be impossible.
+
+Pairs of configuration values are refused by ``recipes/contradictions.py``, DeepSpeed combinations by ``engine``; all
+of it happens before anything is built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distmoe.errors import ConfigError, ParallelError
+from distmoe.moe.config import MoEConfig
+from distmoe.tasks import TaskGrouping, TaskSet
+from distmoe.training.config import RunConfig
+
+
+def check_environment(config: RunConfig, *, num_ranks: int) -> None:
+    """Refuses what does not fit the number of processes or the file system.
+
+    Raises:
+        ConfigError: Naming the keys that do not fit.
+        ParallelError: If ranks cannot be cut into blocks.
+    """
+    _check_ranks(config, num_ranks)
+    _check_batch(config, num_ranks)
+    if config.model.moe is not None:
+        _check_experts(config.model.moe, config.parallel.ep_size)
+    _check_folders(config)
+
+
+def check_positions(config: RunConfig, max_positions: int) -> None:
+    """Refuses sequences that a pretrained encoder has no positions for.
+
+    Raises:
+        ConfigError: If ``data.max_length`` is larger than the position table.
+    """
+    if config.data.max_length > max_positions:
+        raise ConfigError(
+            "sequences may become longer than the model's position table",
+            got=f"data.max_length={config.data.max_length}",
+            expected=f"data.max_length <= {max_positions}",
+            remedy="lower data.max_length",
+        )
+
+
+def check_structure(config: RunConfig, tasks: TaskSet, grouping: TaskGrouping) -> None:
+    """Refuses expert counts that the task groups cannot share equally.
+
+    Raises:
+        ConfigError: If ``num_experts`` is not a multiple of a layer's number of task groups, or a task group's share
+            of them not a multiple of ``parallel.ep_size`` or smaller than ``top_k``.
+    """
+    moe = config.model.moe
+    if moe is None:
+        return
+    ep_size = config.parallel.ep_size
+    for layer in range(grouping.num_layers):
+        num_task_groups = grouping.num_task_groups(layer)
+        if moe.num_experts % num_task_groups:
+            raise ConfigError(
+                f"routed layer {layer}: the experts cannot be shared equally by its task groups",
+                got=f"model.moe.num_experts={moe.num_experts}, {num_task_groups} task groups of {len(tasks)} tasks",
+                expected=f"a multiple of {num_task_groups}",
+                remedy=f"set model.moe.num_experts={_next_multiple(moe.num_experts, num_task_groups * ep_size)}, "
+                "or change structure.grouping",
+            )
+        share = moe.num_experts // num_task_groups
+        if share % ep_size:
+            raise ConfigError(
+                f"routed layer {layer}: a task group's experts cannot be dealt to the ranks of a block",
+                got=f"{share} experts per task group, parallel.ep_size={ep_size}",
+                expected=f"a multiple of {ep_size} per task group",
+                remedy=f"set model.moe.num_experts={_next_multiple(moe.num_experts, num_task_groups * ep_size)}, "
+                "or a smaller parallel.ep_size",
+            )
+        if moe.top_k > share:
+            raise ConfigError(
+                f"routed layer {layer}: a token is to visit more experts than its task group has",
+                got=f"model.moe.top_k={moe.top_k}, {share} experts per task group",
+                expected=f"top_k <= {share}",
+                remedy="raise model.moe.num_experts, or lower model.moe.top_k",
+            )
+
+
+def _check_ranks(config: RunConfig, num_ranks: int) -> None:
+    ep_size = config.parallel.ep_size
+    if num_ranks % ep_size:
+        raise ParallelError(
+            "the ranks cannot be cut into blocks of parallel.ep_size",
+            got=f"{num_ranks} ranks, parallel.ep_size={ep_size}",
+            expected=f"a divisor of {num_ranks}",
+            remedy="change parallel.ep_size, or start another number of processes (deepspeed --num_gpus)",
+        )
+
+
+def _check_batch(config: RunConfig, num_ranks: int) -> None:
+    batch, micro = config.data.batch_size, config.data.micro_batch_size
+    if batch % num_ranks:
+        raise ConfigError(
+            "data.batch_size cannot be shared equally by the ranks",
+            got=f"data.batch_size={batch}, {num_ranks} ranks",
+            expected=f"a multiple of {num_ranks}",
+            remedy=f"set data.batch_size={_next_multiple(batch, num_ranks)}",
+        )
+    if micro is not None and batch % (num_ranks * micro):
+        raise ConfigError(
+            "data.batch_size is not a whole number of micro-batches",
+            got=f"data.batch_size={batch}, data.micro_batch_size={micro} on {num_ranks} ranks",
+            expected=f"a multiple of {num_ranks * micro}",
+            remedy=f"set data.batch_size={_next_multiple(batch, num_ranks * micro)}, or another data.micro_batch_size",
+        )
+
+
+def _check_experts(moe: MoEConfig, ep_size: int) -> None:
+    if moe.num_experts % ep_size:
+        raise ConfigError(
+            "the experts cannot be dealt to the ranks of a block",
+            got=f"model.moe.num_experts={moe.num_experts}, parallel.ep_size={ep_size}",
+            expected=f"a multiple of {ep_size}",
+            remedy=f"set model.moe.num_experts={_next_multiple(moe.num_experts, ep_size)}, or a smaller parallel.ep_size",
+        )
+
+
+def _check_folders(config: RunConfig) -> None:
+    pretrained, root = config.model.pretrained, config.data.root
+    if pretrained is not None and not (Path(pretrained) / "config.json").is_file():
+        raise ConfigError(
+            "model.pretrained is not a Hugging Face model folder",
+            got=pretrained,
+            expected="a folder with config.json and the weights",
+            remedy="correct model.pretrained, or remove it to train from scratch",
+        )
+    if config.tasks.source == "local" and root is not None and not Path(root).is_dir():
+        raise ConfigError(
+            "tasks.source is local, but data.root is not a folder",
+            got=f"data.root={root}",
+            expected="a folder of task folders, each with task.json",
+            remedy="correct data.root",
+        )
+
+
+def _next_multiple(value: int, of: int) -> int:
+    return -(-value // of) * of

@@ -1,0 +1,152 @@
+"""Scores a split: all ranks together, every example exactly once.
+
+Collectives: the model's own, in the same number on each rank, because the loader gives every rank the same number of
+batches; then one gather of sizes and one of rows at the end. Dropout and router noise are off and no random generator
+advances, so training goes on as if no evaluation had happened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distmoe.data.batch import TaskBatch
+from distmoe.models.output import ModelOutput
+from distmoe.tasks import TaskSet
+from distmoe.training.agreement import is_distributed
+from distmoe.training.metrics import macro, score
+from distmoe.training.objective import example_losses, predictions, regression_mask
+
+_COLUMNS = 5  # task, example, prediction, label, loss
+
+
+class Evaluable(Protocol):
+    """What evaluation needs of the engine."""
+
+    device: torch.device
+
+    def __call__(self, batch: TaskBatch) -> ModelOutput: ...
+
+    def eval_mode(self) -> Any: ...
+
+    def train_mode(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task on one split; ``loss`` is the mean cross-entropy or squared error."""
+
+    task: str
+    metric: str
+    score: float
+    loss: float
+    num_examples: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All tasks on one split.
+
+    Attributes:
+        split: ``validation`` or ``test``.
+        tasks: In the order of the task set; tasks without this split are left out.
+        macro: Mean of the scores.
+        seconds: Wall time.
+    """
+
+    split: str
+    tasks: tuple[TaskScore, ...]
+    macro: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "split": self.split,
+            "macro": self.macro,
+            "seconds": round(self.seconds, 3),
+            "tasks": {
+                row.task: {"metric": row.metric, "score": row.score, "loss": row.loss, "examples": row.num_examples}
+                for row in self.tasks
+            },
+        }
+
+
+def evaluate(
+    engine: Evaluable, batches: Iterable[TaskBatch], *, split: str, tasks: TaskSet, sizes: tuple[int, ...]
+) -> Evaluation:
+    """Runs the model over a split and scores it; collective, equal result on all ranks.
+
+    Args:
+        engine: Left in training mode.
+        batches: This rank's share; as many batches as on every other rank.
+        split: Its name, for the log.
+        tasks: The run's tasks.
+        sizes: Examples of the split per task id; 0 where a task has no such split.
+    """
+    began = time.monotonic()
+    regression_N = regression_mask(tasks, engine.device)
+    engine.eval_mode()
+    try:
+        with torch.no_grad():
+            chunks = [_rows(engine, batch.to(engine.device), regression_N) for batch in batches]
+    finally:
+        engine.train_mode()
+    own = torch.cat(chunks) if chunks else torch.zeros(0, _COLUMNS, dtype=torch.float64, device=engine.device)
+    rows = gather_rows(own).cpu().numpy()
+    _check_complete(rows, sizes, split)
+    results = tuple(_score_task(tasks, task, rows[rows[:, 0] == task]) for task in range(len(tasks)) if sizes[task])
+    return Evaluation(split, results, macro(row.score for row in results), time.monotonic() - began)
+
+
+def gather_rows(rows_RC: Tensor) -> Tensor:
+    """Concatenates every rank's rows, in rank order. Collective: 1 sizes, 2 rows padded to the longest."""
+    if not is_distributed():
+        return rows_RC
+    world_size = dist.get_world_size()
+    size = torch.tensor([rows_RC.shape[0]], dtype=torch.int64, device=rows_RC.device)
+    sizes = torch.zeros(world_size, dtype=torch.int64, device=rows_RC.device)
+    dist.all_gather_into_tensor(sizes, size)
+    counts = sizes.tolist()
+    padded = rows_RC.new_zeros(max(counts), rows_RC.shape[1])
+    padded[: rows_RC.shape[0]] = rows_RC
+    gathered = rows_RC.new_zeros(world_size * max(counts), rows_RC.shape[1])
+    dist.all_gather_into_tensor(gathered, padded)
+    blocks = gathered.view(world_size, max(counts), rows_RC.shape[1])
+    return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
+
+
+def _rows(engine: Evaluable, batch: TaskBatch, regression_N: Tensor) -> Tensor:
+    """The batch's real examples as float64 rows; ids are exact up to 2**53."""
+    logits_BC = engine(batch).logits_BC
+    regression_B = regression_N[batch.task_ids_B]
+    columns = [
+        batch.task_ids_B.double(),
+        batch.example_ids_B.double(),
+        predictions(logits_BC, regression_B),
+        batch.labels_B.double(),
+        example_losses(logits_BC, batch.labels_B, regression_B).double(),
+    ]
+    return torch.stack(columns, dim=1)[batch.example_mask_B]
+
+
+def _check_complete(rows: NDArray[np.float64], sizes: tuple[int, ...], split: str) -> None:
+    """An evaluation that lost or repeated an example would be silently wrong: this is distmoe's own mistake."""
+    seen = np.unique(rows[:, :2], axis=0)
+    assert len(seen) == len(rows), f"{split}: {len(rows) - len(seen)} examples were evaluated twice"
+    counts = tuple(int((seen[:, 0] == task).sum()) for task in range(len(sizes)))
+    assert counts == sizes, f"{split}: evaluated {counts} examples per task, the split has {sizes}"
+
+
+def _score_task(tasks: TaskSet, task: int, rows: NDArray[np.float64]) -> TaskScore:
+    # Sorted by example, so that float sums do not depend on how the examples were dealt to ranks.
+    rows = rows[np.argsort(rows[:, 1])]
+    spec = tasks[task]
+    return TaskScore(spec.name, spec.metric, score(spec, rows[:, 2], rows[:, 3]), float(rows[:, 4].mean()), len(rows))

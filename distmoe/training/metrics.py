@@ -1,0 +1,76 @@
+"""Scores of predictions, computed by scikit-learn and scipy.
+
+Every score is a finite number. Where the mathematical definition has none, the score is 0.0 and a warning says why:
+
+====================================  =============================================================
+input                                 score
+====================================  =============================================================
+Pearson, Spearman: a constant column  0.0 (correlation with a constant is undefined)
+Matthews: one class only              0.0 (scikit-learn's definition)
+F1: class neither present nor found   0.0
+any prediction that is not finite     0.0
+====================================  =============================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+
+from distmoe.log import get_logger
+from distmoe.tasks import TaskSpec
+
+_log = get_logger(__name__)
+
+
+def score(spec: TaskSpec, predictions: NDArray[np.float64], labels: NDArray[np.float64]) -> float:
+    """Returns the task's own metric, higher is better.
+
+    Args:
+        spec: Names the metric and, for ``f1``, the positive class.
+        predictions: Class ids, or numbers for a regression: ``[examples]``.
+        labels: In the same form.
+    """
+    if not np.isfinite(predictions).all():
+        bad = int((~np.isfinite(predictions)).sum())
+        return _undefined(spec, f"{bad} of {len(predictions)} predictions are not finite")
+    if spec.metric in ("pearson", "spearman"):
+        return _correlation(spec, predictions, labels)
+    predicted, true = predictions.astype(np.int64), labels.astype(np.int64)
+    if spec.metric == "accuracy":
+        return float(sklearn_metrics.accuracy_score(true, predicted))
+    if spec.metric == "f1":
+        positive = spec.positive_label
+        if not ((true == positive).any() or (predicted == positive).any()):
+            return _undefined(spec, f"class {spec.labels[positive]!r} neither occurs nor is predicted")
+        return float(sklearn_metrics.f1_score(true == positive, predicted == positive, zero_division=0.0))
+    if spec.metric == "macro_f1":
+        # Mean over the classes that occur in labels or predictions: a class that a small split lacks costs nothing.
+        return float(sklearn_metrics.f1_score(true, predicted, average="macro", zero_division=0.0))
+    if len(np.unique(predicted)) < 2 or len(np.unique(true)) < 2:
+        return _undefined(spec, "only one class is predicted or present")
+    return float(sklearn_metrics.matthews_corrcoef(true, predicted))
+
+
+def macro(scores: Iterable[float]) -> float:
+    """Mean of the tasks' scores: the one number that selects the best checkpoint."""
+    values = list(scores)
+    return float(np.mean(values)) if values else 0.0
+
+
+def _correlation(spec: TaskSpec, predictions: NDArray[np.float64], labels: NDArray[np.float64]) -> float:
+    if len(predictions) < 2 or np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+        return _undefined(spec, "predictions or labels are constant")
+    function = stats.pearsonr if spec.metric == "pearson" else stats.spearmanr
+    value = float(function(predictions, labels).statistic)
+    # Differences below float64 resolution pass the range test above and still give 0/0.
+    return value if np.isfinite(value) else _undefined(spec, "predictions or labels are nearly constant")
+
+
+def _undefined(spec: TaskSpec, reason: str) -> float:
+    _log.warning("%s of task %s is undefined, reported as 0.0: %s", spec.metric, spec.name, reason)
+    return 0.0

@@ -1,0 +1,134 @@
+"""What is minimised: the mixture's task loss plus the gates' auxiliary losses.
+
+All tasks of a batch go through the same operations; nothing depends on which tasks are present, so every rank runs
+the same collectives (specification of task routing, section 8). Nothing here reads a device value on the host.
+
+Shape letters: B sequences, C output columns of the widest head, N tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distmoe.data.batch import TaskBatch
+from distmoe.models.output import ModelOutput
+from distmoe.moe.config import AuxiliaryLossConfig
+from distmoe.moe.losses import router_losses
+from distmoe.tasks import TaskGrouping, TaskSet
+
+
+@dataclass(frozen=True)
+class LossBreakdown:
+    """One micro-batch's loss on this rank.
+
+    Attributes:
+        total: Differentiable scalar; its mean over ranks and accumulation steps is the objective.
+        task: The task part of ``total``, detached.
+        loss_B: Unweighted loss of every row, detached; names the rows when a loss is not finite.
+        sum_by_task_N: Unweighted sum of this rank's example losses per task, float32, detached.
+        count_by_task_N: Real examples per task, float32.
+        finite: 1.0 if ``total`` is finite, else 0.0; a device value.
+        auxiliary: Name -> mean over routed layers of the value over the global batch, unweighted, detached; equal on
+            all ranks.
+    """
+
+    total: Tensor
+    task: Tensor
+    loss_B: Tensor
+    sum_by_task_N: Tensor
+    count_by_task_N: Tensor
+    finite: Tensor
+    auxiliary: Mapping[str, Tensor]
+
+
+def regression_mask(tasks: TaskSet, device: torch.device | str = "cpu") -> Tensor:
+    """``[N]`` bool: which tasks are regressions."""
+    return torch.tensor([spec.is_regression for spec in tasks], dtype=torch.bool, device=device)
+
+
+def example_losses(logits_BC: Tensor, labels_B: Tensor, is_regression_B: Tensor) -> Tensor:
+    """Cross-entropy of classification rows and squared error of regression rows, float32: ``[B]``.
+
+    Columns beyond a task's outputs hold ``-inf``: they take no part in the softmax and get exactly zero gradient.
+    """
+    logits_BC = logits_BC.float()
+    class_ids_B = torch.where(is_regression_B, 0, labels_B).long()
+    cross_entropy_B = -F.log_softmax(logits_BC, dim=-1).gather(1, class_ids_B.unsqueeze(1)).squeeze(1)
+    squared_error_B = (logits_BC[:, 0] - labels_B.float()).square()
+    return torch.where(is_regression_B, squared_error_B, cross_entropy_B)
+
+
+def predictions(logits_BC: Tensor, is_regression_B: Tensor) -> Tensor:
+    """Class id of the largest logit, or column 0 for a regression; NaN where a row is not finite: ``[B]`` float64."""
+    classes_B = logits_BC.argmax(dim=-1)
+    best_B = logits_BC.gather(1, classes_B.unsqueeze(1)).squeeze(1)
+    value_B = torch.where(is_regression_B, logits_BC[:, 0].double(), classes_B.double())
+    return torch.where(best_B.isfinite(), value_B, torch.nan)
+
+
+class Objective:
+    """Turns a model's output into losses.
+
+    Args:
+        tasks: The run's tasks.
+        grouping: Who shares the routed layers.
+        weights: Weights of the auxiliary losses; ``None`` for a dense model.
+        world_size: Ranks over which gradients are averaged.
+        all_reduce: Returns the sum of a tensor over these ranks; ``None`` on one process.
+        device: Where batches are.
+    """
+
+    def __init__(
+        self,
+        tasks: TaskSet,
+        grouping: TaskGrouping,
+        *,
+        weights: AuxiliaryLossConfig | None,
+        world_size: int = 1,
+        all_reduce: Callable[[Tensor], Tensor] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._num_tasks = len(tasks)
+        self._num_task_groups = [grouping.num_task_groups(layer) for layer in range(grouping.num_layers)]
+        self._weights = weights or AuxiliaryLossConfig()
+        self._world_size, self._all_reduce = world_size, all_reduce
+        self._regression_N = regression_mask(tasks, device)
+
+    @property
+    def auxiliary_names(self) -> tuple[str, ...]:
+        """Auxiliary losses with a weight."""
+        if not self._num_task_groups:
+            return ()
+        return tuple(name for name, weight in self._weights.model_dump().items() if weight > 0)
+
+    def __call__(self, output: ModelOutput, batch: TaskBatch) -> LossBreakdown:
+        """Collective if an auxiliary loss has a weight."""
+        routers = router_losses(
+            output.routings,
+            output.context,
+            weights=self._weights,
+            num_tasks=self._num_tasks,
+            num_task_groups=self._num_task_groups,
+            world_size=self._world_size,
+            all_reduce=self._all_reduce,
+        )
+        loss_B = example_losses(output.logits_BC, batch.labels_B, self._regression_N[batch.task_ids_B])
+        task = (batch.loss_weights_B * loss_B).sum()
+        total = task + routers.total
+        # A scatter into all N slots costs the same whichever tasks are present; placeholders add zero to some slot.
+        zeros_N = torch.zeros(self._num_tasks, dtype=torch.float32, device=loss_B.device)
+        real_loss_B = torch.where(batch.example_mask_B, loss_B.detach(), 0.0)
+        return LossBreakdown(
+            total=total,
+            task=task.detach(),
+            loss_B=loss_B.detach(),
+            sum_by_task_N=zeros_N.scatter_add(0, batch.task_ids_B, real_loss_B),
+            count_by_task_N=zeros_N.scatter_add(0, batch.task_ids_B, batch.example_mask_B.float()),
+            finite=total.detach().isfinite().float(),
+            auxiliary={name: values.mean() for name, values in routers.by_layer.items()},
+        )

@@ -1,0 +1,87 @@
+"""What is decided before data is read: everything that plain values, files and the number of ranks can contradict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distmoe.engine import ds_config, supported
+from distmoe.engine.ds_config import DeepSpeedSettings
+from distmoe.models.layer_plan import routed_layers
+from distmoe.models.shape import EncoderShape, resolve_shape
+from distmoe.parallel.config import ParallelConfig
+from distmoe.parallel.env import RankEnv, device
+from distmoe.parallel.placement import Placement, place
+from distmoe.tasks import TaskGrouping, TaskSet
+from distmoe.training.config import RunConfig
+from distmoe.training.contradictions import check_positions, check_structure
+from distmoe.training.grouping import resolve_grouping
+from distmoe.training.run_data import Sources, open_sources
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run on paper.
+
+    Attributes:
+        sources: Tasks and tokenizer, before any example is read.
+        shape: Of the encoder.
+        routed_layers: Model layers that are routed.
+        grouping: Who shares them.
+        settings: DeepSpeed's configuration, completed.
+    """
+
+    sources: Sources
+    shape: EncoderShape
+    routed_layers: tuple[int, ...]
+    grouping: TaskGrouping
+    settings: DeepSpeedSettings
+    parallel: ParallelConfig
+    num_ranks: int
+
+    @property
+    def tasks(self) -> TaskSet:
+        return self.sources.tasks
+
+    def place(self, weights: Sequence[float]) -> Placement:
+        """Places the task groups and refuses a combination that DeepSpeed would not train exactly.
+
+        Raises:
+            ParallelError: If the task groups cannot be placed on these ranks.
+            ConfigError: If the combination is not supported.
+        """
+        placement = place(self.grouping, weights, num_ranks=self.num_ranks, ep_size=self.parallel.ep_size,
+                          mode=self.parallel.placement)
+        routed = bool(self.routed_layers)
+        supported.check(self.settings, placement=placement, num_ranks=self.num_ranks, routed=routed)
+        return placement
+
+
+def make_plan(config: RunConfig, env: RankEnv) -> Plan:
+    """Makes the plan; reads no example and builds nothing.
+
+    Raises:
+        DistmoeError: If any two of its parts contradict each other.
+    """
+    micro_batch_size = config.data.micro_batch_size or config.data.batch_size // env.world_size
+    settings = ds_config.resolve(
+        config.parallel.deepspeed,
+        optimizer=config.optimizer,
+        micro_batch_size=micro_batch_size,
+        accumulation_steps=config.data.batch_size // (micro_batch_size * env.world_size),
+        num_ranks=env.world_size,
+        device_type=device(env).type,
+    )
+    sources = open_sources(config)
+    shape = resolve_shape(config.model, sources.vocab_size, sources.pad_token_id)
+    check_positions(config, shape.max_positions)
+    layers = routed_layers(config.model.moe, shape.num_layers)
+    grouping = resolve_grouping(config.structure, sources.tasks, len(layers))
+    check_structure(config, sources.tasks, grouping)
+    plan = Plan(sources=sources, shape=shape, routed_layers=layers, grouping=grouping, settings=settings,
+                parallel=config.parallel, num_ranks=env.world_size)
+    if config.parallel.placement == "colocated":
+        # Mixture weights, known only after the data is read, do not matter here: an unsupported combination is
+        # refused before hours of tokenization.
+        plan.place([1.0] * len(sources.tasks))
+    return plan

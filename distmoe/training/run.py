@@ -1,0 +1,84 @@
+"""One run from configuration to report: what ``distmoe/train.py`` does after it has read the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from distmoe.checkpoint import store
+from distmoe.engine.distributed import init_distributed
+from distmoe.log import get_logger
+from distmoe.parallel.env import read_env
+from distmoe.training.agreement import Agreement
+from distmoe.training.config import RunConfig
+from distmoe.training.contradictions import check_environment
+from distmoe.training.monitor import require_trackers
+from distmoe.training.report import draw_report
+from distmoe.training.run_folder import RESULT_FILE, RunFolder, open_run, write_json
+from distmoe.training.setup import Run, build_run
+from distmoe.training.stop_signal import StopSignal
+from distmoe.training.trainer import Ended
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, equal on all ranks."""
+
+    folder: Path
+    ended: Ended
+    step: int
+
+
+def train(config: RunConfig, *, resume: str, stop: StopSignal) -> Outcome:
+    """Trains, evaluates on the test splits, writes the report. Every rank calls it.
+
+    Args:
+        config: The resolved configuration.
+        resume: ``auto``, ``must``, ``never`` or the path of a checkpoint.
+        stop: Has listened for a warning signal since the process began.
+
+    Raises:
+        DistmoeError: The same on all ranks, before the first step wherever that is possible.
+    """
+    # What needs no other rank is refused before ranks wait for each other.
+    env = read_env()
+    check_environment(config, num_ranks=env.world_size)
+    require_trackers(wandb=config.run.wandb)
+    init_distributed(timeout_minutes=config.parallel.timeout_minutes)
+    agreement = Agreement()
+    folder = agreement.from_rank_0(lambda: open_run(config, resume=resume, latest=store.latest))
+    if folder.finished:
+        _log.info("%s has ended already; --resume never starts it over", folder.path)
+        return Outcome(folder.path, "Finished", config.schedule.num_steps)
+    run = build_run(config, folder=folder, resume=resume, agreement=agreement, env=env)
+    try:
+        stop.arm()
+        ended = run.trainer.run(stop)
+        stop.disarm()
+        _finish(run, folder, ended, stop=stop, rank=env.rank)
+    finally:
+        run.journal.close()
+    if env.rank == 0 and config.run.report and ended != "Stopped by a signal":
+        _log.info("report: %s", draw_report(folder.path))
+    return Outcome(folder.path, ended, run.state.step)
+
+
+def _finish(run: Run, folder: RunFolder, ended: Ended, *, stop: StopSignal, rank: int) -> None:
+    """Evaluates the best weights on the test splits and writes ``result.json``; a stopped run only says how to go on."""
+    state = run.state
+    if ended == "Stopped by a signal":
+        name = stop.name or "a signal on another rank"
+        run.journal.say(f"stopped by {name} after step {state.step}; the same command goes on from there")
+        return
+    last_step = state.step
+    chosen = run.checkpoints.load_best_weights()
+    test = run.evaluate("test")
+    if test.tasks:
+        run.journal.evaluated(test, last_step if chosen is None else chosen, is_best=False, final=True)
+    if rank == 0:
+        result = {"ended": ended, "step": last_step, "seconds": round(state.train_seconds, 1),
+                  "best": {"step": state.best.step, "score": state.best.score},
+                  "test_step": last_step if chosen is None else chosen, "test": test.to_json() if test.tasks else None}
+        write_json(folder.path / RESULT_FILE, result)

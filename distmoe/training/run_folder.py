@@ -1,0 +1,165 @@
+"""The folder of a run: ``config.yaml``, ``metrics.jsonl``, ``checkpoints/``, ``report/``, ``summary.json``.
+
+:func:`open_run` decides, on rank 0, whether a run starts fresh or goes on, and refuses to mix two runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distmoe.errors import CheckpointError, ConfigError
+from distmoe.log import get_logger
+from distmoe.training.config import RunConfig
+from distmoe.training.monitor import METRICS_FILE, truncate
+
+_log = get_logger(__name__)
+
+CONFIG_FILE, SUMMARY_FILE, RESULT_FILE = "config.yaml", "summary.json", "result.json"
+
+# Keys that may differ between a run and its continuation: they change what is written, or how and where the same
+# numbers are computed, not what is learned.
+_FREE_KEYS = (
+    "run.name", "run.output_dir", "run.log_every", "run.eval_every", "run.early_stop", "run.on_nonfinite",
+    "run.tensorboard", "run.wandb", "run.report", "data.root", "data.cache_dir", "data.eval_batch_size",
+    "data.micro_batch_size", "parallel.", "checkpoint.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run and, when it goes on, the checkpoint to load."""
+
+    path: Path
+    resume_from: Path | None
+    finished: bool = False
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / METRICS_FILE
+
+
+def run_path(config: RunConfig) -> Path:
+    return Path(config.run.output_dir) / config.run.name
+
+
+def open_run(config: RunConfig, *, resume: str, latest: Any) -> RunFolder:
+    """Decides between fresh start and resume, without writing. Call it on one rank.
+
+    Args:
+        config: The resolved configuration.
+        resume: ``auto`` goes on if the folder has a complete checkpoint, else starts fresh; ``must`` insists on one;
+            ``never`` starts fresh (:func:`claim` then moves an older run aside); anything else is the path of a
+            checkpoint.
+        latest: ``latest(checkpoints_folder) -> Path | None``, the newest complete checkpoint.
+
+    Raises:
+        ConfigError: If the folder belongs to a run with another configuration.
+        CheckpointError: If the wanted checkpoint does not exist.
+    """
+    path = run_path(config)
+    if resume == "never":
+        return RunFolder(path, None)
+    if resume not in ("auto", "must"):
+        if not Path(resume).is_dir():
+            raise CheckpointError(
+                "the checkpoint to resume from does not exist",
+                got=f"--resume {resume}",
+                expected="auto, must, never, or the folder of a checkpoint (runs/NAME/checkpoints/step_N)",
+                remedy="correct the path",
+            )
+        return RunFolder(path, Path(resume))
+    saved = _read_config(path)
+    if saved is not None:
+        _refuse_other_config(saved, config, path)
+    checkpoint = latest(path / "checkpoints") if saved is not None else None
+    if checkpoint is None and resume == "must":
+        raise CheckpointError(
+            "there is no complete checkpoint to resume from",
+            got=str(path / "checkpoints"),
+            expected="at least one complete checkpoint",
+            remedy="use --resume auto to start fresh, or correct run.name and run.output_dir",
+        )
+    return RunFolder(path, checkpoint, finished=checkpoint is not None and (path / RESULT_FILE).exists())
+
+
+def claim(folder: RunFolder, config: RunConfig, *, step: int, resume: str) -> None:
+    """Makes the folder ready to be written: call it on rank 0, when the run is known to be able to start.
+
+    A fresh start moves an older run aside (nothing is deleted); a resumed one drops metrics after ``step``.
+    """
+    goes_on = folder.resume_from is not None and folder.resume_from.resolve().parent == folder.checkpoints.resolve()
+    if not goes_on and _holds_run(folder.path):
+        _move_aside(folder.path, why="--resume never" if resume == "never" else "nothing to resume from in it")
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    _write(folder.path / CONFIG_FILE, text)
+    dropped = truncate(folder.metrics, step)
+    if dropped:
+        _log.info("%s: dropped %d lines after step %d, which will be run again", METRICS_FILE, dropped, step)
+    (folder.path / RESULT_FILE).unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    _write(path, json.dumps(value, indent=1) + "\n")
+
+
+def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Rows (dotted key, saved value, wanted value) of keys that matter and differ."""
+    rows: list[tuple[str, Any, Any]] = []
+    for key in sorted({*saved, *wanted}):
+        name, old, new = f"{prefix}{key}", saved.get(key), wanted.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            rows += differences(old, new, f"{name}.")
+        elif old != new and not any(name == free or (free.endswith(".") and name.startswith(free)) for free in _FREE_KEYS):
+            rows.append((name, old, new))
+    return rows
+
+
+def _refuse_other_config(saved: Mapping[str, Any], config: RunConfig, path: Path) -> None:
+    rows = differences(saved, config.model_dump(mode="json"))
+    if rows:
+        shown = rows[:6] + ([("...", f"{len(rows) - 6} more", "")] if len(rows) > 6 else [])
+        raise ConfigError(
+            f"the run folder {path} holds a run with another configuration",
+            got=", ".join(f"{key}={new}" for key, _, new in shown),
+            expected=", ".join(f"{key}={old}" for key, old, _ in shown),
+            remedy="name a new run (run.name=...), or start over with --resume never, which moves the old folder aside",
+        )
+
+
+def _read_config(path: Path) -> Mapping[str, Any] | None:
+    file = path / CONFIG_FILE
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _holds_run(path: Path) -> bool:
+    return path.is_dir() and any(path.iterdir())
+
+
+def _move_aside(path: Path, *, why: str) -> None:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for attempt in range(1000):
+        target = path.with_name(f"{path.name}.old-{stamp}" + (f"-{attempt}" if attempt else ""))
+        if not target.exists():
+            path.rename(target)
+            _log.warning("%s: the older run was moved to %s (%s)", path, target, why)
+            return
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes aside, then renames: a killed run never leaves half a file."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)

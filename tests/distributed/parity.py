@@ -1,0 +1,370 @@
+"""One process against several ranks: the same model, the same union batch, every number compared.
+
+The *reference* is plain torch on one process that hosts every task group: the union of all ranks' examples, AdamW and
+gradient clipping. The *ranks* run the same examples through :mod:`distmoe.engine`, each example on a rank that hosts its
+task. Compared are, at every step, loss and gradient norm, at the first step every gradient, and after the last step
+every fp32 master weight and both moments.
+
+Why eps is 1e-5: the gradient of an attention key's bias is zero in exact arithmetic; Adam would blow its rounding noise
+(1e-8) up to a full step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from distmoe.data.batch import TaskBatch
+from distmoe.engine.config import OptimizerConfig
+from distmoe.models.build import build_model
+from distmoe.models.config import ModelConfig
+from distmoe.models.parameters import parameter_roles
+from distmoe.models.shape import EncoderShape
+from distmoe.moe.config import AuxiliaryLossConfig, GateConfig, MoEConfig
+from distmoe.parallel.placement import Placement, place
+from distmoe.parallel.process_groups import create, single_process
+from distmoe.tasks import TaskGrouping, TaskSet, TaskSpec
+from distmoe.training.objective import Objective
+
+SEED, STEPS, VOCABULARY = 3, 5, 23
+WEIGHTS = (4.0, 2.0, 1.0, 1.0)  # mixture weights of the four tasks: unequal spans when partitioned
+
+SHAPE = EncoderShape(
+    vocab_size=VOCABULARY, pad_token_id=0, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_positions=8
+)
+TASKS = TaskSet((
+    TaskSpec(name="a", kind="classification", metric="accuracy", labels=("x", "y")),
+    TaskSpec(name="b", kind="classification", metric="accuracy", labels=("x", "y", "z")),
+    TaskSpec(name="c", kind="regression", metric="pearson"),
+    TaskSpec(name="d", kind="classification", metric="accuracy", labels=("x", "y")),
+))
+
+ONE = (((0, 1, 2, 3),),) * 2
+TWO = (((0, 1), (2, 3)),) * 2
+THREE = (((0, 1), (2,), (3,)),) * 2
+TREE = (((0, 1, 2, 3),), ((0, 1), (2, 3)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """One training run; the fields of the second part do not change its numbers."""
+
+    name: str
+    partitions: tuple = ONE
+    gate: str = "token"
+    top_k: int = 2
+    accumulation: int = 1
+    clipping: float = 0.1
+    weight_decay: float = 0.05
+    losses: AuxiliaryLossConfig = AuxiliaryLossConfig(balance=0.1, z=0.01)
+    shared_expert: bool = False
+    checkpointing: bool = False
+    dense: bool = False
+    skipped_steps: tuple[int, ...] = ()
+
+    num_ranks: int = 2
+    ep_size: int = 1
+    mode: str = "colocated"
+    config: dict[str, Any] = field(default_factory=lambda: zero(1))
+    idle_rank: int | None = None  # has no example at all
+    by_task: bool = True  # examples of a task stay on one rank: ranks with disjoint tasks
+
+    @property
+    def precision(self) -> str:
+        return next((kind for kind in ("bf16", "fp16") if kind in self.config), "fp32")
+
+
+def zero(stage: int, **sections: Any) -> dict[str, Any]:
+    """A DeepSpeed configuration; keywords with a dictionary are sections, others keys of zero_optimization."""
+    top = {key: value for key, value in sections.items() if isinstance(value, dict) and key != "offload_optimizer"}
+    return {"zero_optimization": {"stage": stage} | {key: value for key, value in sections.items() if key not in top}} | top
+
+
+BF16 = {"enabled": True}
+FP16 = {"enabled": True, "loss_scale": 0, "initial_scale_power": 8}
+OFFLOAD = {"device": "cpu"}
+
+
+def grouping_of(case: Case) -> TaskGrouping:
+    return TaskGrouping.from_partitions(len(TASKS), () if case.dense else case.partitions)
+
+
+def placement_of(case: Case, num_ranks: int | None = None) -> Placement:
+    return place(
+        grouping_of(case), WEIGHTS, num_ranks=num_ranks or case.num_ranks, ep_size=case.ep_size, mode=case.mode  # type: ignore[arg-type]
+    )
+
+
+def build(case: Case, hosting: Sequence[Any]) -> nn.Module:
+    moe = None if case.dense else MoEConfig(
+        layers="all", num_experts=12, top_k=case.top_k, expert_size=8, gate=GateConfig(kind=case.gate, noise="none"),  # type: ignore[arg-type]
+        shared_expert=case.shared_expert, losses=case.losses,
+    )
+    config = ModelConfig(moe=moe, dropout=0.0, attention_dropout=0.0, init_std=0.2, activation_checkpointing=case.checkpointing)
+    return build_model(config, shape=SHAPE, tasks=TASKS, grouping=grouping_of(case), hosting=hosting, seed=SEED)
+
+
+def optimizer_config(case: Case) -> OptimizerConfig:
+    return OptimizerConfig(lr=2e-3, eps=1e-5, weight_decay=case.weight_decay, gradient_clipping=case.clipping,
+                           gate_lr_scale=5.0, head_lr_scale=2.0)
+
+
+def lr_factor(step: int) -> float:
+    return 1.0 - 0.1 * step
+
+
+@dataclass(frozen=True)
+class Example:
+    ids: tuple[int, ...]
+    task: int
+    label: float
+    weight: float
+    rank: int
+
+
+def examples(case: Case, step: int, micro: int) -> list[Example]:
+    """The union batch of one micro-step: nine examples, each assigned to a rank that hosts its task."""
+    generator = torch.Generator().manual_seed(1000 * step + micro)
+    placement = None if case.dense else placement_of(case)
+
+    def draw(high: int) -> int:
+        return int(torch.randint(high, (1,), generator=generator))
+
+    found = []
+    for index in range(9):
+        task = draw(len(TASKS))
+        hosts = [
+            rank for rank in range(case.num_ranks)
+            if rank != case.idle_rank and (placement is None or task in placement.hosted_tasks(rank))
+        ]
+        spec = TASKS[task]
+        label = torch.randn((), generator=generator).item() if spec.is_regression else float(draw(spec.num_outputs))
+        ids = tuple(1 + draw(VOCABULARY - 1) for _ in range(2 + draw(6)))
+        rank = hosts[(task if case.by_task else index) % len(hosts)]
+        found.append(Example(ids, task, label, 0.05 + 0.02 * draw(5), rank))
+    return found
+
+
+def batch_of(found: Sequence[Example], scale: float) -> TaskBatch:
+    """Pads; no example at all gives the placeholder row."""
+    rows = list(found) or [Example((1,), 0, 0.0, 0.0, -1)]
+    length = max(len(example.ids) for example in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.int64)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for row, example in enumerate(rows):
+        ids[row, : len(example.ids)] = torch.tensor(example.ids)
+        mask[row, : len(example.ids)] = True
+    real = torch.tensor([bool(found)] * len(rows))
+    return TaskBatch(
+        input_ids_BS=ids,
+        attention_mask_BS=mask,
+        token_type_ids_BS=torch.zeros_like(ids),
+        task_ids_B=torch.tensor([example.task for example in rows]),
+        labels_B=torch.tensor([example.label for example in rows]),
+        loss_weights_B=torch.tensor([example.weight * scale for example in rows]),
+        example_ids_B=torch.arange(len(rows)),
+        example_mask_B=real,
+        token_index_T=(mask & real[:, None]).flatten().nonzero().flatten(),
+    )
+
+
+@dataclass
+class Trace:
+    """What one run did: per step, then per tensor of the model."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    moments: dict[str, Tensor] = field(default_factory=dict)
+
+
+def reference(case: Case) -> Trace:
+    """Plain torch on one process."""
+    model = build(case, single_process(grouping_of(case)).hosting)
+    objective = Objective(TASKS, grouping_of(case), weights=None if case.dense else case.losses)
+    config, roles, trace = optimizer_config(case), parameter_roles(model), Trace()
+    scales = {"gate": config.gate_lr_scale, "head": config.head_lr_scale}
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [parameter], "scale": scales.get(roles[name].kind, 1.0),
+             "weight_decay": config.weight_decay if roles[name].decay else 0.0}
+            for name, parameter in model.named_parameters()
+        ],
+        lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps,
+    )
+    for step in range(STEPS):
+        if step in case.skipped_steps:
+            continue
+        total = 0.0
+        for micro in range(case.accumulation):
+            batch = batch_of(examples(case, step, micro), scale=case.accumulation)
+            loss = objective(model(batch), batch).total / case.accumulation
+            loss.backward()
+            total += loss.item()
+        if step == 0:
+            trace.gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+        if case.clipping:
+            nn.utils.clip_grads_with_norm_(list(model.parameters()), case.clipping, norm)
+        for param_group in optimizer.param_groups:
+            param_group["lr"] = config.lr * param_group["scale"] * lr_factor(step)
+        optimizer.step()
+        optimizer.zero_grad()
+        trace.losses.append(total)
+        trace.norms.append(float(norm))
+    trace.weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trace.moments = {
+        f"{key}/{name}": optimizer.state[parameter][key]
+        for name, parameter in model.named_parameters()
+        for key in ("exp_avg", "exp_avg_sq")
+    }
+    return trace
+
+
+def make_engine(case: Case) -> tuple[Any, Any, Objective, Any]:
+    """Engine, placement, objective and process groups of this rank; torch.distributed is initialised."""
+    from distmoe.engine.ds_config import resolve
+    from distmoe.engine.initialize import initialize
+
+    if "fp16" in case.config:
+        # DeepSpeed allows fp16 on CPUs with special instructions only; torch computes it on every CPU.
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator().is_fp16_supported = lambda: True
+    world = dist.get_world_size()
+    placement = placement_of(case, world)
+    process_groups = create(placement)
+    settings = resolve(case.config, optimizer=optimizer_config(case), micro_batch_size=9,
+                       accumulation_steps=case.accumulation, num_ranks=world, device_type="cpu")
+    engine = initialize(build(case, process_groups.hosting), settings=settings, optimizer=optimizer_config(case),
+                        process_groups=process_groups, placement=None if case.dense else placement)
+    objective = Objective(TASKS, grouping_of(case), weights=None if case.dense else case.losses, world_size=world,
+                          all_reduce=_all_reduce)
+    return engine, placement, objective, process_groups
+
+
+def _all_reduce(tensor: Tensor) -> Tensor:
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def train_steps(case: Case, engine: Any, objective: Objective, steps: Sequence[int], trace: Trace) -> None:
+    """Runs optimizer steps on this rank; ``trace.losses`` holds the mean over ranks, the objective's value."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    for step in steps:
+        total = torch.zeros(())
+        for micro in range(case.accumulation):
+            own = [example for example in examples(case, step, micro) if example.rank % world == rank]
+            batch = batch_of(own, scale=world * case.accumulation)
+            loss = objective(engine(batch), batch)
+            if step in case.skipped_steps and micro == case.accumulation - 1:
+                engine.skip_step()
+                break
+            engine.backward(loss.total)
+            # Auxiliary losses have the global value on every rank, task losses this rank's share.
+            total += loss.total.detach() / case.accumulation
+        else:
+            if step == 0 and not trace.gradients:
+                trace.gradients = own_gradients(engine)
+            result = engine.step(lr_factor(step))
+            dist.all_reduce(total)
+            trace.losses.append(total.item() / world)
+            trace.norms.append(result.grad_norm)
+
+
+def own_gradients(engine: Any) -> dict[str, Tensor]:
+    """This rank's averaged gradients before clipping: its part of the experts, all of everything else."""
+    gradients = {}
+    scale = getattr(engine._ds.optimizer, "loss_scale", 1.0)  # of fp16
+    for name, parameter in engine.module.named_parameters():
+        if hasattr(parameter, "ds_id"):
+            gradient = parameter._z3_optimizer.get_fp32_grad_for_param(parameter)
+        elif hasattr(parameter, "_hp_mapping"):
+            gradient = parameter.get_full_hp_grad()
+        else:
+            gradient = parameter.grad
+        gradients[name] = gradient.detach().float().div(scale).view(engine.views[name].local_shape)
+    return gradients
+
+
+def run_cases(rank: int, cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Worker: trains every case and returns, per case, this rank's trace, fragments and layout."""
+    from distmoe.engine.distributed import init_distributed
+
+    init_distributed(timeout_minutes=1)
+    answers = []
+    for case in cases:
+        engine, _, objective, process_groups = make_engine(case)
+        trace = Trace()
+        engine.train_mode()
+        train_steps(case, engine, objective, range(STEPS), trace)
+        answers.append({
+            "trace": trace,
+            "views": engine.views,
+            "fragments": [(f.key, f.view, f.lo, f.data.clone()) for f in engine.fragments()],
+            "optimizer": type(engine._ds.optimizer).__name__,
+        })
+        engine.destroy()
+        process_groups.destroy()
+    return answers
+
+
+def largest_differences(case: Case, answers: Sequence[dict[str, Any]], expected: Trace) -> dict[str, float]:
+    """Largest absolute difference of losses, norms, gradients, weights and moments over all ranks.
+
+    The fragments of all ranks must cover every element of every global tensor, weights and moments; copies count.
+    """
+    worst = {"loss": 0.0, "norm": 0.0, "gradient": 0.0, "weight": 0.0, "moment": 0.0}
+
+    def note(kind: str, found: Tensor, wanted: Tensor) -> None:
+        assert found.shape == wanted.shape and found.isfinite().all()
+        if found.numel():
+            worst[kind] = max(worst[kind], float((found - wanted).abs().max()))
+
+    covered = {
+        f"{kind}/{name}": torch.zeros(weight.numel(), dtype=torch.bool)
+        for name, weight in expected.weights.items()
+        for kind in ("fp32", "exp_avg", "exp_avg_sq")
+    }
+    for answer in answers:
+        trace, views = answer["trace"], answer["views"]
+        note("loss", torch.tensor(trace.losses), torch.tensor(expected.losses))
+        note("norm", torch.tensor(trace.norms), torch.tensor(expected.norms))
+        for name, gradient in trace.gradients.items():
+            note("gradient", gradient, _part(expected.gradients[name], views[name]))
+        for key, view, lo, data in answer["fragments"]:
+            kind, name = key.split("/", 1)
+            if kind == "buffer":
+                continue
+            whole = expected.weights[name] if kind == "fp32" else expected.moments[key]
+            note("weight" if kind == "fp32" else "moment", data, _part(whole, view).flatten()[lo : lo + data.numel()])
+            covered[key][_part(torch.arange(whole.numel()).view(whole.shape), view).flatten()[lo : lo + data.numel()]] = True
+    assert all(mask.all() for mask in covered.values()), "some elements belong to no rank"
+    return worst
+
+
+def largest_gradient_error(answers: Sequence[dict[str, Any]], expected: Trace) -> float:
+    """Largest relative error of a tensor's first gradient, for low precisions; tensors with tiny gradients are left out.
+
+    A gradient averaged over the wrong ranks is wrong by a factor, far above rounding.
+    """
+    largest = max(float(gradient.norm()) for gradient in expected.gradients.values())
+    worst = 0.0
+    for answer in answers:
+        for name, gradient in answer["trace"].gradients.items():
+            wanted = _part(expected.gradients[name], answer["views"][name])
+            if wanted.norm() > 0.01 * largest:
+                worst = max(worst, float((gradient - wanted).norm() / wanted.norm()))
+    return worst
+
+
+def _part(whole: Tensor, view: Any) -> Tensor:
+    for dim, (start, length) in enumerate(zip(view.offset, view.local_shape, strict=True)):
+        whole = whole.narrow(dim, start, length)
+    return whole

@@ -1,0 +1,124 @@
+"""Every shipped recipe and every shipped DeepSpeed file is one that can be used, and so is every supported pair."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from distmoe.config import describe
+from distmoe.engine.ds_config import resolve as resolve_deepspeed
+from distmoe.engine.supported import combination, lookup
+from distmoe.parallel.placement import Placement, place
+from distmoe.recipes import available, load_recipe, resolve
+from distmoe.tasks import TaskSet, TaskSpec
+from distmoe.training.config import RunConfig
+from distmoe.training.contradictions import check_environment, check_structure
+from distmoe.training.grouping import resolve_grouping
+
+ROOT = Path(__file__).parents[2]
+DS_CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
+OVERRIDES = {"nlu": ["data.root=."], "nlu_dense": ["data.root=."]}
+
+TASKS = TaskSet(
+    tuple(
+        TaskSpec(
+            name=f"t{family}{index}", kind="classification", metric="accuracy", labels=("a", "b"), family=f"f{family}"
+        )
+        for family in range(3)
+        for index in range(3)
+    )
+)
+
+
+def config_of(recipe: str) -> RunConfig:
+    return resolve(recipe, OVERRIDES.get(recipe, []))
+
+
+def placement_of(config: RunConfig, num_ranks: int) -> Placement | None:
+    """The recipe's placement for nine tasks of three families, as a run on ``num_ranks`` would build it."""
+    if config.model.moe is None:
+        return None
+    grouping = resolve_grouping(config.structure, TASKS, num_layers=2)
+    check_structure(config, TASKS, grouping)
+    weights = [1 / len(TASKS)] * len(TASKS)
+    parallel = config.parallel
+    return place(grouping, weights, num_ranks=num_ranks, ep_size=parallel.ep_size, mode=parallel.placement)
+
+
+def test_what_ships_is_what_the_docs_name():
+    assert available() == ["demo", "dense", "glue", "nlu", "nlu_dense", "partitioned", "superglue", "token_moe"]
+    assert DS_CONFIGS == [
+        "zero0_fp32", "zero1_bf16", "zero1_fp32", "zero2_bf16", "zero2_fp16", "zero2_offload", "zero3_bf16",
+    ]  # fmt: skip
+    recipes, files = (ROOT / "docs" / "recipes.md").read_text(), (ROOT / "ds_configs" / "README.md").read_text()
+    assert all(f"| `{name}` |" in recipes for name in available())
+    assert all(f"| `{name}` |" in files for name in DS_CONFIGS)
+
+
+@pytest.mark.parametrize("recipe", available())
+def test_a_recipe_is_checked_and_names_its_run_after_itself(recipe):
+    config = config_of(recipe)
+    assert config.run.name == recipe
+    check_environment(config, num_ranks=2)
+
+
+@pytest.mark.parametrize("recipe", available())
+def test_a_recipe_teaches(recipe):
+    text = (ROOT / "distmoe" / "recipes" / f"{recipe}.yaml").read_text()
+    assert text.startswith(f"# {recipe}: ")
+    assert "#   deepspeed --num_gpus" in text
+
+
+@pytest.mark.parametrize("name", DS_CONFIGS)
+def test_a_deepspeed_file_leaves_sizes_to_the_recipe_and_says_the_rest(name):
+    values = json.loads((ROOT / "ds_configs" / f"{name}.json").read_text())
+    sizes = ["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"]
+    assert [values[key] for key in sizes] == ["auto"] * 4
+    assert "round_robin_gradients" not in values["zero_optimization"]
+    if "bf16" in values:
+        assert values["data_types"] == {"grad_accum_dtype": "fp32"}
+
+
+# Pairs that are refused on two ranks, by what the recipe is; everything else is supported.
+REFUSED = {
+    "routed": {"zero0_fp32"},
+    "partitioned": {"zero0_fp32", "zero2_bf16", "zero2_fp16", "zero2_offload", "zero3_bf16"},
+    "dense": set(),
+}
+
+
+@pytest.mark.parametrize("name", DS_CONFIGS)
+@pytest.mark.parametrize("recipe", available())
+def test_every_pair_resolves_and_its_support_is_known(recipe, name):
+    config = config_of(recipe)
+    settings = resolve_deepspeed(
+        name,
+        optimizer=config.optimizer,
+        micro_batch_size=config.data.batch_size // 2,
+        accumulation_steps=1,
+        num_ranks=2,
+        device_type="cpu",
+    )
+    assert settings.values["train_batch_size"] == config.data.batch_size
+    assert settings.values["gradient_clipping"] == config.optimizer.gradient_clipping
+    kind = "dense" if config.model.moe is None else "partitioned" if recipe == "partitioned" else "routed"
+    row = lookup(combination(settings, placement=placement_of(config, 2), num_ranks=2, routed=kind != "dense"))
+    assert row.supported == (name not in REFUSED[kind]), row.note
+
+
+def test_configuration_docs_are_up_to_date():
+    """``make docs`` writes the file."""
+    document = runpy.run_path(str(ROOT / "tools" / "document_configuration.py"))["document"]
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == document()
+
+
+def test_every_key_has_a_description():
+    assert [key for key, _, _, description in describe(RunConfig) if not description] == []
+
+
+def test_recipes_are_small():
+    """A recipe says what differs from the defaults; it does not repeat all keys."""
+    assert all(len(str(load_recipe(name))) < 5000 for name in available())

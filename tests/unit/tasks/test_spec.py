@@ -1,0 +1,42 @@
+"""A task's description refuses what contradicts itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from distmoe.errors import DataError
+from distmoe.tasks import TaskSpec
+
+GOOD = {"name": "t", "kind": "classification", "metric": "accuracy", "labels": ("no", "yes")}
+
+
+def test_heads_are_as_wide_as_the_labels_or_one():
+    assert TaskSpec(**GOOD).num_outputs == 2
+    regression = TaskSpec(name="r", kind="regression", metric="pearson")
+    assert regression.is_regression
+    assert regression.num_outputs == 1
+
+
+def test_a_pair_classification_has_two_texts_without_saying_so():
+    assert TaskSpec(**(GOOD | {"kind": "pair_classification"})).pair
+    assert not TaskSpec(**GOOD).pair
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"kind": "tagging"},
+            r"unknown type[\s\S]*got: +tagging[\s\S]*classification \| pair_classification \| regression",
+        ),
+        ({"metric": "bleu"}, r"unknown metric[\s\S]*got: +bleu"),
+        ({"labels": ("no",)}, "at least two different class names"),
+        ({"labels": ("no", "no")}, "at least two different class names"),
+        ({"metric": "pearson"}, r"metric for numbers[\s\S]*accuracy \| f1 \| macro_f1 \| matthews"),
+        ({"kind": "regression"}, "regression with class labels"),
+        ({"kind": "regression", "labels": ()}, r"metric for classes[\s\S]*pearson \| spearman"),
+    ],
+)
+def test_a_contradiction_is_refused(change, message):
+    with pytest.raises(DataError, match=message):
+        TaskSpec(**(GOOD | change))

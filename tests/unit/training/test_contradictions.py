@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+
+from distmoe.config import apply_overrides, build
+from distmoe.errors import ConfigError, DistmoeError, ParallelError
+from distmoe.tasks import TaskGrouping
+from distmoe.training.config import RunConfig
+from distmoe.training.contradictions import check_environment, check_structure
+from tests.unit.training.samples import TASKS
+
+
+def config(*overrides: str) -> RunConfig:
+    return build(RunConfig, apply_overrides({}, overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num_ranks", "kind", "text"),
+    [
+        (["parallel.ep_size=3", "model.moe.num_experts=9"], 4, ParallelError, r"got: +4 ranks, parallel.ep_size=3"),
+        (["data.batch_size=10"], 4, ConfigError, r"data.batch_size=10, 4 ranks[\s\S]*set data.batch_size=12"),
+        (["data.batch_size=32", "data.micro_batch_size=5"], 2, ConfigError, r"a multiple of 10[\s\S]*data.batch_size=40"),
+        (["model.moe.num_experts=6", "parallel.ep_size=4"], 4, ConfigError, r"got: +model.moe.num_experts=6, parallel.ep_size=4"),
+        (["model.pretrained=/nowhere"], 1, ConfigError, r"not a Hugging Face model folder\n.*/nowhere"),
+        (["tasks.source=local", "data.root=/nowhere"], 1, ConfigError, r"data.root is not a folder\n.*/nowhere"),
+    ],
+)
+def test_what_does_not_fit_ranks_or_files_is_refused(
+    overrides: list[str], num_ranks: int, kind: type[DistmoeError], text: str
+) -> None:
+    with pytest.raises(kind, match=text):
+        check_environment(config(*overrides), num_ranks=num_ranks)
+
+
+def test_a_fitting_configuration_passes(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    check_environment(config(f"model.pretrained={tmp_path}", "parallel.ep_size=2", "data.micro_batch_size=8"), num_ranks=4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "partition", "text"),
+    [
+        (["model.moe.num_experts=8"], [[0], [1], [2]], r"3 task groups[\s\S]*a multiple of 3[\s\S]*num_experts=9"),
+        (["model.moe.num_experts=6", "parallel.ep_size=2"], [[0, 1], [2]], r"3 experts per task group, parallel.ep_size=2[\s\S]*=8"),
+        (["model.moe.num_experts=2", "model.moe.top_k=2"], [[0, 1], [2]], r"top_k=2, 1 experts per task group"),
+    ],
+)
+def test_experts_that_task_groups_cannot_share_are_refused(overrides: list[str], partition: list, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        check_structure(config(*overrides), TASKS, TaskGrouping.uniform(3, 1, partition))
+
+
+def test_a_dense_model_has_nothing_to_share() -> None:
+    check_structure(config("model.moe=null"), TASKS, TaskGrouping(3, ()))

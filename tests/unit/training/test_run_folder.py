@@ -1,0 +1,104 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from distmoe.config import apply_overrides, build
+from distmoe.errors import CheckpointError, ConfigError
+from distmoe.training.config import RunConfig
+from distmoe.training.run_folder import RESULT_FILE, claim, differences, open_run
+
+
+def config(root: Path, *overrides: str) -> RunConfig:
+    return build(RunConfig, apply_overrides({"run": {"name": "r", "output_dir": str(root)}}, overrides))
+
+
+def newest(folder: Path) -> Path | None:
+    return max(folder.glob("step_*"), default=None)
+
+
+def started(root: Path, *, step: int | None = None) -> Path:
+    """A run folder as an interrupted run leaves it."""
+    folder = open_run(config(root), resume="auto", latest=newest)
+    claim(folder, config(root), step=0, resume="auto")
+    folder.metrics.write_text("".join(json.dumps({"step": s, "loss": 1.0}) + "\n" for s in (10, 20, 30)))
+    if step is not None:
+        (folder.checkpoints / f"step_{step}").mkdir()
+    return folder.path
+
+
+def test_auto_starts_fresh_in_a_new_folder(tmp_path: Path) -> None:
+    folder = open_run(config(tmp_path), resume="auto", latest=newest)
+    assert folder.resume_from is None
+    assert not folder.path.exists()
+    claim(folder, config(tmp_path), step=0, resume="auto")
+    assert (folder.path / "config.yaml").is_file()
+
+
+def test_auto_goes_on_from_the_newest_checkpoint_and_drops_later_metrics(tmp_path: Path) -> None:
+    path = started(tmp_path, step=20)
+    folder = open_run(config(tmp_path), resume="auto", latest=newest)
+    assert folder.resume_from == path / "checkpoints" / "step_20"
+    claim(folder, config(tmp_path), step=20, resume="auto")
+    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [10, 20]
+    assert (path / "checkpoints" / "step_20").is_dir()
+
+
+def test_an_older_run_without_a_checkpoint_is_moved_aside_not_deleted(tmp_path: Path) -> None:
+    started(tmp_path)
+    folder = open_run(config(tmp_path), resume="auto", latest=newest)
+    claim(folder, config(tmp_path), step=0, resume="auto")
+    assert not folder.metrics.exists()
+    assert [len(path.read_text().splitlines()) for path in tmp_path.glob("r.old-*/metrics.jsonl")] == [3]
+
+
+def test_never_moves_the_older_run_aside(tmp_path: Path) -> None:
+    started(tmp_path, step=20)
+    folder = open_run(config(tmp_path, "data.max_length=32"), resume="never", latest=newest)
+    claim(folder, config(tmp_path, "data.max_length=32"), step=0, resume="never")
+    assert folder.resume_from is None
+    assert len(list(tmp_path.glob("r.old-*/checkpoints/step_20"))) == 1
+
+
+def test_another_configuration_is_refused_with_both_values_and_nothing_is_lost(tmp_path: Path) -> None:
+    path = started(tmp_path, step=20)
+    before = sorted(file.name for file in path.iterdir())
+    with pytest.raises(ConfigError, match=r"(?s)another configuration.*max_length=32.*max_length=128.*--resume never"):
+        open_run(config(tmp_path, "data.max_length=32"), resume="auto", latest=newest)
+    assert sorted(file.name for file in path.iterdir()) == before
+
+
+def test_keys_that_change_only_what_is_written_may_differ(tmp_path: Path) -> None:
+    started(tmp_path, step=20)
+    changed = config(tmp_path, "run.log_every=3", "checkpoint.keep_last=5", "run.report=false")
+    assert open_run(changed, resume="auto", latest=newest).resume_from is not None
+
+
+def test_must_insists_on_a_checkpoint(tmp_path: Path) -> None:
+    started(tmp_path)
+    with pytest.raises(CheckpointError, match="no complete checkpoint to resume from"):
+        open_run(config(tmp_path), resume="must", latest=newest)
+
+
+def test_the_path_of_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"(?s)does not exist.*--resume nowhere"):
+        open_run(config(tmp_path), resume="nowhere", latest=newest)
+
+
+def test_a_checkpoint_of_another_run_starts_a_new_folder(tmp_path: Path) -> None:
+    path = started(tmp_path / "first", step=20)
+    folder = open_run(config(tmp_path / "second"), resume=str(path / "checkpoints" / "step_20"), latest=newest)
+    claim(folder, config(tmp_path / "second"), step=20, resume="path")
+    assert not folder.metrics.exists()
+    assert folder.checkpoints.is_dir()
+
+
+def test_a_run_with_a_result_is_finished(tmp_path: Path) -> None:
+    path = started(tmp_path, step=20)
+    (path / RESULT_FILE).write_text("{}")
+    assert open_run(config(tmp_path), resume="auto", latest=newest).finished
+
+
+def test_differences_name_dotted_keys() -> None:
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == [("a.c", 2, 3)]
+    assert differences({"run": {"log_every": 1}}, {"run": {"log_every": 2}}) == []
