@@ -1,7 +1,7 @@
 """Entry point: ``deepspeed --num_gpus 8 distmoe/train.py --recipe demo section.key=value ...``.
 
-Also ``python distmoe/train.py`` (one process) and ``srun --ntasks-per-node=G python distmoe/train.py``. A wrong value is
-refused before the first step, in four lines, with exit code 2.
+Also ``python distmoe/train.py`` (one process) and ``srun --ntasks-per-node=G python distmoe/train.py``. A wrong value
+is refused before the first step, in four lines, with exit code 2.
 """
 
 from __future__ import annotations
@@ -42,11 +42,17 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     result = _Parser(prog="train.py", description="Train one model on many tasks.", allow_abbrev=False)
-    result.add_argument("--recipe", default=None, help="name of a shipped recipe or path of a YAML file (default: demo)")
+    result.add_argument(
+        "--recipe", default=None, help="name of a shipped recipe or path of a YAML file (default: demo)"
+    )
     result.add_argument("--deepspeed_config", metavar="FILE", help="name in ds_configs/ or path of a DeepSpeed JSON")
-    result.add_argument("--resume", default="auto", metavar="WHEN",
-                        help="auto: go on if the run has a checkpoint (default); must: only go on; never: start over, "
-                        "the older run is moved aside; or the path of a checkpoint")
+    result.add_argument(
+        "--resume",
+        default="auto",
+        metavar="WHEN",
+        help="auto: go on if the run has a checkpoint (default); must: only go on; never: start over, "
+        "the older run is moved aside; or the path of a checkpoint",
+    )
     result.add_argument("--local_rank", type=int, help="set by the deepspeed launcher")
     result.add_argument("--list-recipes", action="store_true", help="print the shipped recipes and leave")
     result.add_argument("--print-config", action="store_true", help="print the resolved configuration and leave")

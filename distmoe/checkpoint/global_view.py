@@ -63,9 +63,7 @@ def global_views(model: nn.Module, shapes: Mapping[str, Shape] | None = None) ->
             name = f"{path}.{leaf}" if path else leaf
             shape = tuple((shapes or {}).get(name, tensor.shape))
             if isinstance(module, ExpertPool):
-                views[name] = expert_rows(
-                    name, shape, num_experts=module.num_experts, first_expert=module.first_expert
-                )
+                views[name] = expert_rows(name, shape, num_experts=module.num_experts, first_expert=module.first_expert)
             else:
                 views[name] = replicated(name, shape)
     return views

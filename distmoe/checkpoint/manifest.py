@@ -82,28 +82,46 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = Path(folder) / MANIFEST_NAME
     if not path.is_file():
-        raise CheckpointError("this folder is not a complete checkpoint", got=f"no {path}", expected="a folder step_N with a manifest",
-                              remedy="name a checkpoint folder, or use --resume auto")
+        raise CheckpointError(
+            "this folder is not a complete checkpoint",
+            got=f"no {path}",
+            expected="a folder step_N with a manifest",
+            remedy="name a checkpoint folder, or use --resume auto",
+        )
     try:
         values = json.loads(path.read_text())
         version = values["format_version"]
         if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise CheckpointError(f"{path} was written by a newer distmoe", got=f"format {version}",
-                                  expected=f"format {FORMAT_VERSION} or older", remedy="install a newer distmoe")
+            raise CheckpointError(
+                f"{path} was written by a newer distmoe",
+                got=f"format {version}",
+                expected=f"format {FORMAT_VERSION} or older",
+                remedy="install a newer distmoe",
+            )
         values["tensors"] = {
             name: TensorRecord(record["kind"], tuple(record["shape"]), record["dtype"])
             for name, record in values["tensors"].items()
         }
-        values["files"] = {name: FileRecord(int(record["size"]), str(record["sha256"])) for name, record in values["files"].items()}
+        values["files"] = {
+            name: FileRecord(int(record["size"]), str(record["sha256"])) for name, record in values["files"].items()
+        }
         manifest = Manifest(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as failure:
-        raise CheckpointError(f"{path} is damaged", got=f"{type(failure).__name__}: {failure}", expected="a manifest of distmoe",
-                              remedy="resume from another checkpoint of the run") from failure
+        raise CheckpointError(
+            f"{path} is damaged",
+            got=f"{type(failure).__name__}: {failure}",
+            expected="a manifest of distmoe",
+            remedy="resume from another checkpoint of the run",
+        ) from failure
     for name in manifest.files:
         parts = Path(name).parts
         if Path(name).is_absolute() or ".." in parts or (Path(folder) / name).is_symlink():
-            raise CheckpointError(f"{path} names a file outside the checkpoint", got=name, expected="a path inside the folder",
-                                  remedy="do not load this checkpoint; it was not written by distmoe")
+            raise CheckpointError(
+                f"{path} names a file outside the checkpoint",
+                got=name,
+                expected="a path inside the folder",
+                remedy="do not load this checkpoint; it was not written by distmoe",
+            )
     return manifest
 
 

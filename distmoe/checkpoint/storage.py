@@ -33,8 +33,18 @@ INDEX_NAME = "index.json"
 _INDEX_FORMAT = 1
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int16,
-                  torch.int8, torch.uint8, torch.bool)
+    for dtype in (
+        torch.float32,
+        torch.float64,
+        torch.bfloat16,
+        torch.float16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    )
 }
 
 
@@ -54,8 +64,15 @@ class ShardWriter(FileSystemWriter):
             chunks = []
             for chunk in entry.chunks:
                 place = places[MetadataIndex(key, chunk.offsets)]
-                chunks.append({"offset": list(chunk.offsets), "size": list(chunk.sizes), "file": place.relative_path,
-                               "start": place.offset, "bytes": place.length})
+                chunks.append(
+                    {
+                        "offset": list(chunk.offsets),
+                        "size": list(chunk.sizes),
+                        "file": place.relative_path,
+                        "start": place.offset,
+                        "bytes": place.length,
+                    }
+                )
             dtype = str(entry.properties.dtype).removeprefix("torch.")
             entries[key] = {"size": list(entry.size), "dtype": dtype, "chunks": chunks}
         write_json(self._folder / INDEX_NAME, {"format": _INDEX_FORMAT, "entries": entries})
@@ -99,13 +116,21 @@ def read_index(folder: Path) -> dict[str, Any]:
         index = json.loads(path.read_text())
         found, entries = index["format"], index["entries"]
         if found != _INDEX_FORMAT:
-            raise CheckpointError(f"{path} has another format", got=found, expected=_INDEX_FORMAT,
-                                  remedy="use the version of distmoe that wrote it, or a newer one")
+            raise CheckpointError(
+                f"{path} has another format",
+                got=found,
+                expected=_INDEX_FORMAT,
+                remedy="use the version of distmoe that wrote it, or a newer one",
+            )
         for key, entry in entries.items():
             _check_entry(path, key, entry)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as failure:
-        raise CheckpointError(f"{path} cannot be read", got=f"{type(failure).__name__}: {failure}", expected="an index of shards",
-                              remedy="resume from another checkpoint of the run") from failure
+        raise CheckpointError(
+            f"{path} cannot be read",
+            got=f"{type(failure).__name__}: {failure}",
+            expected="an index of shards",
+            remedy="resume from another checkpoint of the run",
+        ) from failure
     return entries  # type: ignore[no-any-return]
 
 
@@ -115,8 +140,12 @@ def _check_entry(path: Path, key: str, entry: dict[str, Any]) -> None:
     for chunk in entry["chunks"]:
         name = chunk["file"]
         if name != os.path.basename(name) or name in ("", ".", ".."):
-            raise CheckpointError(f"{path}: {key} points outside the checkpoint", got=name, expected="a file name without folders",
-                                  remedy="do not load this checkpoint; it was not written by distmoe")
+            raise CheckpointError(
+                f"{path}: {key} points outside the checkpoint",
+                got=name,
+                expected="a file name without folders",
+                remedy="do not load this checkpoint; it was not written by distmoe",
+            )
         if not len(chunk["offset"]) == len(chunk["size"]) == len(entry["size"]):
             raise ValueError(f"{key}: a chunk with another number of dimensions")
 

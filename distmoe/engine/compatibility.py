@@ -66,11 +66,17 @@ def check_version() -> None:
     except importlib.metadata.PackageNotFoundError:
         raise ConfigError("DeepSpeed is not installed", got="no package", expected=PIN, remedy=remedy) from None
     if Version(found) not in SpecifierSet(PIN.removeprefix("deepspeed")):
-        raise ConfigError("this version of DeepSpeed was not tested with distmoe", got=found, expected=PIN, remedy=remedy)
+        raise ConfigError(
+            "this version of DeepSpeed was not tested with distmoe", got=found, expected=PIN, remedy=remedy
+        )
     missing = missing_names()
     if missing:
-        raise ConfigError("DeepSpeed lacks private names that distmoe uses", got=f"{found} without {missing}",
-                          expected=PIN, remedy=remedy)
+        raise ConfigError(
+            "DeepSpeed lacks private names that distmoe uses",
+            got=f"{found} without {missing}",
+            expected=PIN,
+            remedy=remedy,
+        )
 
 
 def missing_names() -> list[str]:

@@ -23,29 +23,68 @@ CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
 
 # (dotted key, values that are fine, why others are refused, remedy)
 _REFUSED: tuple[tuple[str, tuple[Any, ...], str, str], ...] = (
-    ("optimizer", (None, "auto"), "the recipe owns the optimizer", "set optimizer.* in the recipe and remove the section"),
-    ("scheduler", (None, "auto"), "the recipe owns the schedule", "set schedule.* in the recipe and remove the section"),
-    ("zero_optimization.round_robin_gradients", (None, False),
-     "it mixes up which fragment belongs to which parameter", "remove the key"),
+    (
+        "optimizer",
+        (None, "auto"),
+        "the recipe owns the optimizer",
+        "set optimizer.* in the recipe and remove the section",
+    ),
+    (
+        "scheduler",
+        (None, "auto"),
+        "the recipe owns the schedule",
+        "set schedule.* in the recipe and remove the section",
+    ),
+    (
+        "zero_optimization.round_robin_gradients",
+        (None, False),
+        "it mixes up which fragment belongs to which parameter",
+        "remove the key",
+    ),
     ("zero_optimization.mics_shard_size", (None, -1, 0), "DeepSpeed 0.19 removed MiCS", "remove the key"),
     ("zero_optimization.zero_hpz_partition_size", (None, 1), "not tested with routed layers", "remove the key"),
     ("zero_optimization.zero_quantized_weights", (None, False), "changes the numbers of every step", "remove the key"),
-    ("zero_optimization.zero_quantized_gradients", (None, False), "changes the numbers of every step", "remove the key"),
+    (
+        "zero_optimization.zero_quantized_gradients",
+        (None, False),
+        "changes the numbers of every step",
+        "remove the key",
+    ),
     ("zero_optimization.offload_param", (None,), "not tested with routed layers", "use offload_optimizer"),
     ("zero_optimization.zenflow", (None,), "not tested with routed layers", "remove the section"),
     ("zero_optimization.reduce_scatter", (None, True), "DeepSpeed needs it for routed layers", "remove the key"),
     ("zero_optimization.contiguous_gradients", (None, True), "DeepSpeed needs it for routed layers", "remove the key"),
-    ("zero_optimization.compute_grad_norm", (None, True), "the gradient norm is reported and clipped by", "remove the key"),
+    (
+        "zero_optimization.compute_grad_norm",
+        (None, True),
+        "the gradient norm is reported and clipped by",
+        "remove the key",
+    ),
     ("bf16.immediate_grad_update", (None, False), "not tested with routed layers", "remove the key"),
     ("bf16.bf16_master_weights_and_grads", (None, False), "checkpoints hold fp32 master weights", "remove the key"),
     ("bf16.bf16_optimizer_states", (None, False), "checkpoints hold fp32 moments", "remove the key"),
     ("fp16.fp16_master_weights_and_grads", (None, False), "checkpoints hold fp32 master weights", "remove the key"),
     ("torch_autocast.enabled", (None, False), "precision is set by bf16 or fp16", "remove the section"),
-    ("prescale_gradients", (None, False), "expert gradients are divided by the world size afterwards", "remove the key"),
-    ("gradient_predivide_factor", (None, 1, 1.0), "expert gradients are divided by the world size afterwards", "remove it"),
+    (
+        "prescale_gradients",
+        (None, False),
+        "expert gradients are divided by the world size afterwards",
+        "remove the key",
+    ),
+    (
+        "gradient_predivide_factor",
+        (None, 1, 1.0),
+        "expert gradients are divided by the world size afterwards",
+        "remove it",
+    ),
     ("gradient_allreduce_op", (None, "mean"), "loss weights are made for the mean over ranks", "remove the key"),
     ("managed_gradient_accumulation", (None, True), "distmoe counts micro-batches with DeepSpeed", "remove the key"),
-    ("expert_parallel", (None,), "it would replace distmoe's layers by DeepSpeed's", "set parallel.ep_size in the recipe"),
+    (
+        "expert_parallel",
+        (None,),
+        "it would replace distmoe's layers by DeepSpeed's",
+        "set parallel.ep_size in the recipe",
+    ),
     ("tensor_parallel", (None,), "distmoe does not use DeepSpeed's tensor parallelism", "remove the section"),
     ("sequence_parallel_size", (None, 1), "not supported", "remove the key"),
     ("data_efficiency", (None,), "it needs DeepSpeed's own data loader", "use data.sampling in the recipe"),
@@ -127,8 +166,12 @@ def resolve(
     accumulation = _accumulation_dtype(values, precision, stage, label)
     offload = (zero.get("offload_optimizer") or {}).get("device", "none")
     if offload not in ("none", "cpu"):
-        raise ConfigError(f"{label}: the optimizer can be offloaded to the CPU only", got=offload, expected="none | cpu",
-                          remedy="set zero_optimization.offload_optimizer.device to cpu")
+        raise ConfigError(
+            f"{label}: the optimizer can be offloaded to the CPU only",
+            got=offload,
+            expected="none | cpu",
+            remedy="set zero_optimization.offload_optimizer.device to cpu",
+        )
     if offload == "cpu":
         # torch's AdamW runs on host tensors without a compiled extension.
         _fill(values, "zero_force_ds_cpu_optimizer", False, label, "distmoe's own AdamW")
@@ -139,10 +182,15 @@ def resolve(
     zero.setdefault("overlap_comm", False)
     values.setdefault("steps_per_print", 10**9)
     if left := sorted(_autos(values)):
-        raise ConfigError(f"{label}: distmoe cannot fill these \"auto\" fields", got=left,
-                          expected="a value, or no key", remedy="write a value")
-    return DeepSpeedSettings(values, label, stage, precision, accumulation, offload == "cpu",
-                             bool(zero["overlap_comm"]), accumulation_steps)
+        raise ConfigError(
+            f'{label}: distmoe cannot fill these "auto" fields',
+            got=left,
+            expected="a value, or no key",
+            remedy="write a value",
+        )
+    return DeepSpeedSettings(
+        values, label, stage, precision, accumulation, offload == "cpu", bool(zero["overlap_comm"]), accumulation_steps
+    )
 
 
 def _read(source: str | Path | Mapping[str, Any], device_type: str) -> tuple[dict[str, Any], str]:
@@ -156,16 +204,22 @@ def _read(source: str | Path | Mapping[str, Any], device_type: str) -> tuple[dic
         path = CONFIG_FOLDER / f"{path.name.removesuffix('.json')}.json"
     if not path.is_file():
         shipped = sorted(file.stem for file in CONFIG_FOLDER.glob("*.json"))
-        raise ConfigError("there is no such DeepSpeed configuration", got=str(source),
-                          expected=f"a path, auto, or one of {' | '.join(shipped)}",
-                          remedy="correct --deepspeed_config or parallel.deepspeed")
+        raise ConfigError(
+            "there is no such DeepSpeed configuration",
+            got=str(source),
+            expected=f"a path, auto, or one of {' | '.join(shipped)}",
+            remedy="correct --deepspeed_config or parallel.deepspeed",
+        )
     try:
         values = json.loads(path.read_text())
     except json.JSONDecodeError as failure:
-        raise ConfigError(f"{path} is not JSON", got=str(failure), expected="a JSON object", remedy="correct the file") from None
+        raise ConfigError(
+            f"{path} is not JSON", got=str(failure), expected="a JSON object", remedy="correct the file"
+        ) from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} is not a JSON object", got=type(values).__name__, expected="an object",
-                          remedy="correct the file")
+        raise ConfigError(
+            f"{path} is not a JSON object", got=type(values).__name__, expected="an object", remedy="correct the file"
+        )
     return values, path.name
 
 
@@ -181,24 +235,36 @@ def _get(values: Mapping[str, Any], key: str) -> Any:
 def _fill(values: dict[str, Any], key: str, wanted: Any, label: str, owner: str) -> None:
     found = values.get(key, "auto")
     if found != "auto" and found != wanted:
-        raise ConfigError(f"{label}: {key!r} contradicts {owner}", got=f"{key}={found}", expected=f"{wanted} (from {owner})",
-                          remedy=f'write "{key}": "auto", or change {owner}')
+        raise ConfigError(
+            f"{label}: {key!r} contradicts {owner}",
+            got=f"{key}={found}",
+            expected=f"{wanted} (from {owner})",
+            remedy=f'write "{key}": "auto", or change {owner}',
+        )
     values[key] = wanted
 
 
 def _stage(zero: dict[str, Any], label: str) -> int:
     stage = zero.setdefault("stage", 0)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
-        raise ConfigError(f"{label}: unknown ZeRO stage", got=stage, expected="0 | 1 | 2 | 3",
-                          remedy="correct zero_optimization.stage")
+        raise ConfigError(
+            f"{label}: unknown ZeRO stage",
+            got=stage,
+            expected="0 | 1 | 2 | 3",
+            remedy="correct zero_optimization.stage",
+        )
     return int(stage)
 
 
 def _precision(values: dict[str, Any], label: str) -> Precision:
     enabled: list[Precision] = [kind for kind in ("bf16", "fp16") if _get(values, f"{kind}.enabled") is True]  # type: ignore[misc]
     if len(enabled) == 2:
-        raise ConfigError(f"{label}: two precisions are enabled", got="bf16 and fp16", expected="one of them, or none (fp32)",
-                          remedy="remove one of the sections")
+        raise ConfigError(
+            f"{label}: two precisions are enabled",
+            got="bf16 and fp16",
+            expected="one of them, or none (fp32)",
+            remedy="remove one of the sections",
+        )
     return enabled[0] if enabled else "fp32"
 
 
@@ -211,8 +277,12 @@ def _accumulation_dtype(values: dict[str, Any], precision: Precision, stage: int
     default: Precision = precision if precision == "fp16" or stage == 0 else "fp32"
     found = types.get("grad_accum_dtype", "auto")
     if found not in ("auto", None, "fp32", precision):
-        raise ConfigError(f"{label}: data_types.grad_accum_dtype does not fit {precision} weights", got=found,
-                          expected=f"fp32 | {precision}", remedy='write "auto"')
+        raise ConfigError(
+            f"{label}: data_types.grad_accum_dtype does not fit {precision} weights",
+            got=found,
+            expected=f"fp32 | {precision}",
+            remedy='write "auto"',
+        )
     types["grad_accum_dtype"] = default if found in ("auto", None) else found
     return types["grad_accum_dtype"]  # type: ignore[no-any-return]
 

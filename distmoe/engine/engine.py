@@ -101,7 +101,9 @@ class Engine:
 
     def step(self, lr_factor: float) -> StepResult:
         """Updates the weights; every param group's learning rate is ``optimizer.lr * its scale * lr_factor``."""
-        assert self._backwards == self.accumulation_steps, f"{self._backwards} of {self.accumulation_steps} micro-batches"
+        assert self._backwards == self.accumulation_steps, (
+            f"{self._backwards} of {self.accumulation_steps} micro-batches"
+        )
         base = compatibility.base_optimizer(self._ds.optimizer)
         set_learning_rate(base.param_groups, lr=self._config.lr, factor=lr_factor)
         norm_before = self._unsharded_norm()
@@ -180,11 +182,11 @@ class Engine:
         )
 
     def load_state(self, folder: Path, *, manifest: Manifest) -> LoadedState:
-        """Restores weights, moments and counters; any number of ranks, stage, precision and placement may have written it.
+        """Restores weights, moments and counters, whatever ranks, stage, precision and placement wrote them.
 
         Args:
             folder: A checkpoint ``step_N``.
-            manifest: From :func:`distmoe.checkpoint.store.check`, which refuses unfit checkpoints before an engine exists.
+            manifest: From :func:`distmoe.checkpoint.store.check`, which refuses unfit checkpoints at once.
 
         Raises:
             CheckpointError: If the model has other tensors; nothing is changed then.

@@ -73,8 +73,11 @@ def tensor_records(model: nn.Module, views: Mapping[str, GlobalView]) -> dict[st
     kinds = {name: "trainable" if parameter.requires_grad else "frozen" for name, parameter in model.named_parameters()}
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     own = {
-        name: (kinds.get(name, "buffer"), view.global_shape,
-               "float32" if kinds.get(name) == "trainable" else str(tensors[name].dtype).removeprefix("torch."))
+        name: (
+            kinds.get(name, "buffer"),
+            view.global_shape,
+            "float32" if kinds.get(name) == "trainable" else str(tensors[name].dtype).removeprefix("torch."),
+        )
         for name, view in views.items()
     }
     gathered: list[Any] = [None] * dist.get_world_size()

@@ -41,30 +41,31 @@ def build_param_groups(
     for name, role in roles.items():
         key = class_of[_index(role)] if role.kind == "pool" else role.kind
         buckets.setdefault((key, role.decay), []).append(name)
-    param_groups = []
+    param_groups: list[dict[str, Any]] = []
     for key, decay in order:
         names = buckets.pop((key, decay), [])
         if not names:
             continue
         scale = scales.get(key, 1.0)
         is_pool = key not in _DENSE_KINDS
-        param_groups.append({
-            "params": [parameters[name] for name in names],
-            "parameter_names": tuple(names),
-            "name": key if is_pool else f"{key}-{'decay' if decay else 'no-decay'}",
-            "moe": is_pool,
-            "lr": optimizer.lr * scale,
-            "lr_scale": scale,
-            "weight_decay": optimizer.weight_decay if decay else 0.0,
-        })
+        param_groups.append(
+            {
+                "params": [parameters[name] for name in names],
+                "parameter_names": tuple(names),
+                "name": key if is_pool else f"{key}-{'decay' if decay else 'no-decay'}",
+                "moe": is_pool,
+                "lr": optimizer.lr * scale,
+                "lr_scale": scale,
+                "weight_decay": optimizer.weight_decay if decay else 0.0,
+            }
+        )
     placed = [name for param_group in param_groups for name in param_group["parameter_names"]]
-    assert not buckets and sorted(placed) == sorted(parameters), "every trainable parameter belongs to one param group"
+    assert not buckets, f"roles without a param group: {list(buckets)}"
+    assert sorted(placed) == sorted(parameters), "every trainable parameter belongs to exactly one param group"
     return param_groups
 
 
-def tag_pools(
-    model: nn.Module, *, roles: Mapping[str, Role], replica_classes: tuple[ReplicaClass, ...]
-) -> None:
+def tag_pools(model: nn.Module, *, roles: Mapping[str, Role], replica_classes: tuple[ReplicaClass, ...]) -> None:
     """Marks expert parameters, so that DeepSpeed averages each over its copies only."""
     class_of = {layer: replica_class.name for replica_class in replica_classes for layer in replica_class.layers}
     for name, parameter in model.named_parameters():

@@ -75,8 +75,12 @@ def check_ranks(
     check_cover([layout for _, layout, _ in gathered])
     empty = {rank: names for rank, (_, _, names) in enumerate(gathered) if names}
     if empty:
-        raise ParallelError("a param group is empty on some ranks, which would leave the others waiting", got=empty,
-                            expected="no empty param group", remedy="give every rank experts of every routed layer")
+        raise ParallelError(
+            "a param group is empty on some ranks, which would leave the others waiting",
+            got=empty,
+            expected="no empty param group",
+            remedy="give every rank experts of every routed layer",
+        )
 
 
 def compare(first: Mapping[str, list[Any]], other: Mapping[str, list[Any]], rank: int) -> None:
@@ -85,12 +89,17 @@ def compare(first: Mapping[str, list[Any]], other: Mapping[str, list[Any]], rank
         theirs = other[aspect]
         if values == theirs:
             continue
-        place = next((i for i, (a, b) in enumerate(zip(values, theirs, strict=False)) if a != b), min(len(values), len(theirs)))
+        place = next(
+            (i for i, (a, b) in enumerate(zip(values, theirs, strict=False)) if a != b), min(len(values), len(theirs))
+        )
         ours = values[place] if place < len(values) else "nothing"
         got = theirs[place] if place < len(theirs) else "nothing"
-        raise ParallelError(f"ranks 0 and {rank} differ in their {aspect} (entry {place})", got=f"rank {rank}: {got}",
-                            expected=f"rank 0: {ours}",
-                            remedy="build the same modules, in the same order, on every rank")
+        raise ParallelError(
+            f"ranks 0 and {rank} differ in their {aspect} (entry {place})",
+            got=f"rank {rank}: {got}",
+            expected=f"rank 0: {ours}",
+            remedy="build the same modules, in the same order, on every rank",
+        )
 
 
 def check_cover(layouts: Sequence[Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]]) -> None:
@@ -102,13 +111,20 @@ def check_cover(layouts: Sequence[Sequence[tuple[str, tuple[int, ...], tuple[int
     for rank, layout in enumerate(layouts):
         for index, (name, _, edp_ranks) in enumerate(layout):
             if rank not in edp_ranks:
-                raise ParallelError(f"replica class {name!r}: rank {rank} is not among its own copies", got=list(edp_ranks),
-                                    expected=f"a list with {rank}", remedy="report this as a bug of distmoe")
+                raise ParallelError(
+                    f"replica class {name!r}: rank {rank} is not among its own copies",
+                    got=list(edp_ranks),
+                    expected=f"a list with {rank}",
+                    remedy="report this as a bug of distmoe",
+                )
             for peer in edp_ranks:
                 if layouts[peer][index][2] != edp_ranks:
-                    raise ParallelError(f"replica class {name!r}: ranks {rank} and {peer} disagree about their copies",
-                                        got=f"rank {peer}: {list(layouts[peer][index][2])}",
-                                        expected=f"rank {rank}: {list(edp_ranks)}", remedy="report this as a bug of distmoe")
+                    raise ParallelError(
+                        f"replica class {name!r}: ranks {rank} and {peer} disagree about their copies",
+                        got=f"rank {peer}: {list(layouts[peer][index][2])}",
+                        expected=f"rank {rank}: {list(edp_ranks)}",
+                        remedy="report this as a bug of distmoe",
+                    )
 
 
 def _check_tags(param_groups: Sequence[Mapping[str, Any]], replica_classes: Sequence[ReplicaClass]) -> None:

@@ -23,7 +23,7 @@ class Combination:
         routed: Whether the model has routed layers.
         num_ranks: World size.
         partitioned: Whether some ranks lack some task groups.
-        uniform: Whether, at each layer, all spans have equally many blocks, so that every expert has equally many copies.
+        uniform: Whether, at each layer, all spans have equally many blocks: experts have equally many copies.
         symmetric: Whether all ranks hold equally many expert elements at each layer.
         fp32_accumulation: Whether micro-batches are added up in fp32.
         accumulates: Whether there is more than one micro-batch per step.
@@ -64,7 +64,16 @@ class Row:
     offload: bool | None = None
 
     def matches(self, case: Combination) -> bool:
-        flags = ("routed", "partitioned", "uniform", "symmetric", "fp32_accumulation", "accumulates", "overlap_comm", "offload")
+        flags = (
+            "routed",
+            "partitioned",
+            "uniform",
+            "symmetric",
+            "fp32_accumulation",
+            "accumulates",
+            "overlap_comm",
+            "offload",
+        )
         return (
             (self.stages is None or case.stage in self.stages)
             and (self.precisions is None or case.precision in self.precisions)
@@ -98,21 +107,61 @@ class Row:
 
 
 TABLE: tuple[Row, ...] = (
-    Row(False, "ZeRO-0 in low precision has no fp32 master weights that a checkpoint could hold",
-        "use a ZeRO-1 file, for example zero1_bf16", stages=(0,), precisions=("bf16", "fp16")),
-    Row(False, "ZeRO-0 with routed layers clips by a norm without the experts", "use a ZeRO-1 file, for example zero1_fp32",
-        stages=(0,), routed=True, several_ranks=True),
+    Row(
+        False,
+        "ZeRO-0 in low precision has no fp32 master weights that a checkpoint could hold",
+        "use a ZeRO-1 file, for example zero1_bf16",
+        stages=(0,),
+        precisions=("bf16", "fp16"),
+    ),
+    Row(
+        False,
+        "ZeRO-0 with routed layers clips by a norm without the experts",
+        "use a ZeRO-1 file, for example zero1_fp32",
+        stages=(0,),
+        routed=True,
+        several_ranks=True,
+    ),
     Row(False, "DeepSpeed's ZeRO-0 ignores the optimizer's offload", "use zero2_offload", stages=(0,), offload=True),
-    Row(False, "partitioned task groups differ between ranks, and ZeRO-2 reduces in the order of the backward pass",
-        "use a ZeRO-1 file, or parallel.placement=colocated", stages=(2,), routed=True, partitioned=True),
-    Row(False, "partitioned placement was not proven exact under ZeRO-3",
-        "use a ZeRO-1 file, or parallel.placement=colocated", stages=(3,), routed=True, partitioned=True),
-    Row(False, "with unequal expert sizes on the ranks, overlapped reductions of different sizes meet",
-        "set zero_optimization.overlap_comm to false", stages=(1,), routed=True, symmetric=False, overlap_comm=True),
-    Row(False, "optimizer offload is exact under ZeRO-1 and ZeRO-2 only", "use zero2_offload", stages=(3,), offload=True),
-    Row(False, "with unequal numbers of expert copies, DeepSpeed's bf16 optimizer has no process group for the norm",
+    Row(
+        False,
+        "partitioned task groups differ between ranks, and ZeRO-2 reduces in the order of the backward pass",
+        "use a ZeRO-1 file, or parallel.placement=colocated",
+        stages=(2,),
+        routed=True,
+        partitioned=True,
+    ),
+    Row(
+        False,
+        "partitioned placement was not proven exact under ZeRO-3",
+        "use a ZeRO-1 file, or parallel.placement=colocated",
+        stages=(3,),
+        routed=True,
+        partitioned=True,
+    ),
+    Row(
+        False,
+        "with unequal expert sizes on the ranks, overlapped reductions of different sizes meet",
+        "set zero_optimization.overlap_comm to false",
+        stages=(1,),
+        routed=True,
+        symmetric=False,
+        overlap_comm=True,
+    ),
+    Row(
+        False, "optimizer offload is exact under ZeRO-1 and ZeRO-2 only", "use zero2_offload", stages=(3,), offload=True
+    ),
+    Row(
+        False,
+        "with unequal numbers of expert copies, DeepSpeed's bf16 optimizer has no process group for the norm",
         "set data_types.grad_accum_dtype to bf16, use fp32, or offload the optimizer",
-        stages=(1,), precisions=("bf16",), routed=True, uniform=False, fp32_accumulation=True, offload=False),
+        stages=(1,),
+        precisions=("bf16",),
+        routed=True,
+        uniform=False,
+        fp32_accumulation=True,
+        offload=False,
+    ),
     Row(True, "exact", stages=(0,), precisions=("fp32",)),
     Row(True, "exact", stages=(1, 2), precisions=("fp32", "bf16"), offload=True),
     Row(True, "exact", stages=(1,), precisions=("fp32",), partitioned=True),
@@ -120,14 +169,18 @@ TABLE: tuple[Row, ...] = (
     Row(True, "exact up to rounding", stages=(1,), precisions=("bf16",), partitioned=True, fp32_accumulation=False),
     Row(True, "exact up to rounding", stages=(1,), precisions=("fp16",), partitioned=True),
     Row(True, "exact", stages=(1, 2, 3), precisions=("fp32",), partitioned=False),
-    Row(True, "exact up to rounding", stages=(1, 2, 3), precisions=("bf16",), partitioned=False, fp32_accumulation=True),
+    Row(
+        True, "exact up to rounding", stages=(1, 2, 3), precisions=("bf16",), partitioned=False, fp32_accumulation=True
+    ),
     Row(True, "exact up to rounding", stages=(1, 2), precisions=("bf16",), partitioned=False, fp32_accumulation=False),
     Row(True, "exact up to rounding", stages=(1, 2, 3), precisions=("fp16",), partitioned=False),
     Row(False, "no test has shown that this trains exactly", "use zero1_fp32 or zero1_bf16"),
 )
 
 
-def combination(settings: DeepSpeedSettings, *, placement: Placement | None, num_ranks: int, routed: bool) -> Combination:
+def combination(
+    settings: DeepSpeedSettings, *, placement: Placement | None, num_ranks: int, routed: bool
+) -> Combination:
     """Describes a run; ``placement`` may be None for a dense model."""
     layers = placement.layers if placement is not None and routed else ()
     return Combination(
@@ -158,8 +211,12 @@ def check(settings: DeepSpeedSettings, *, placement: Placement | None, num_ranks
     """
     row = lookup(combination(settings, placement=placement, num_ranks=num_ranks, routed=routed))
     if not row.supported:
-        raise ConfigError(f"{settings.source}: this combination is refused: {row.note}", got=row.conditions(),
-                          expected="a supported row of docs/deepspeed.md", remedy=row.remedy)
+        raise ConfigError(
+            f"{settings.source}: this combination is refused: {row.note}",
+            got=row.conditions(),
+            expected="a supported row of docs/deepspeed.md",
+            remedy=row.remedy,
+        )
 
 
 def markdown() -> str:

@@ -84,16 +84,14 @@ class AmalgamationLoss(nn.Module):
         student_BSD = student_BSD.float()
         total = student_BSD.new_zeros(())
         for index, teacher_BSD in enumerate(teachers_BSD):
-            if self.gates is None:
-                imitation_BSD = student_BSD
-            else:
-                imitation_BSD = student_BSD * self.gates[index](student_BSD, mask_BS)
-            total = total + masked_mse(imitation_BSD, teacher_BSD.detach().float(), mask_BS)
+            gate: Tensor | float = 1.0 if self.gates is None else self.gates[index](student_BSD, mask_BS)
+            total = total + masked_mse(student_BSD * gate, teacher_BSD.detach().float(), mask_BS)
         return total
 
 
 def masked_mse(x_BSD: Tensor, y_BSD: Tensor, mask_BS: Tensor) -> Tensor:
     """Mean squared difference over all channels of real tokens; 0 if there is none."""
-    squared_BS = (x_BSD - y_BSD).square().mean(dim=-1)
     mask_BS = mask_BS.bool()
-    return squared_BS.masked_fill(~mask_BS, 0.0).sum() / mask_BS.sum().clamp_min(1)
+    # Masked before squaring: the gradient of a masked square is 0 times the padding, and that may not be finite.
+    difference_BSD = (x_BSD - y_BSD).masked_fill(~mask_BS.unsqueeze(-1), 0.0)
+    return difference_BSD.square().mean(dim=-1).sum() / mask_BS.sum().clamp_min(1)

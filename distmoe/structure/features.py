@@ -15,8 +15,8 @@ from torch import Tensor
 def token_means(hidden_BSD: Tensor, mask_BS: Tensor) -> Tensor:
     """Mean over the real tokens of each sequence, ``[B, D]``, at least in float32; zeros where there is none.
 
-    Padding never enters, whatever it contains: up to rounding, a sequence has the same feature
-    in a shorter and in a longer batch.
+    Padding never enters, whatever it contains: up to rounding, a sequence has the same feature in a
+    shorter and in a longer batch.
 
     Args:
         hidden_BSD: Outputs of a layer after its residual addition.

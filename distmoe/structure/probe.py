@@ -85,9 +85,10 @@ def _quotas(sizes: Sequence[int], num_examples: int) -> list[int]:
     left = num_examples
     while left:
         open_tasks = [task for task, size in enumerate(sizes) if quotas[task] < size]
-        share, remainder = divmod(left, len(open_tasks))
-        for position, task in enumerate(open_tasks):
-            given = min(share + (position < remainder), sizes[task] - quotas[task])
+        share = left // len(open_tasks)
+        # The remainder waits until nothing else is left: dealt earlier, it would favour the same tasks every round.
+        for task in open_tasks if share else open_tasks[:left]:
+            given = min(max(share, 1), sizes[task] - quotas[task])
             quotas[task] += given
             left -= given
     return quotas

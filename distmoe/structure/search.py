@@ -125,8 +125,10 @@ def _exact(similarity: Similarity, limit: int, banned: Banned) -> tuple[Members,
             continue
         total = sum(scores[members] for members in partition)
         for at_most in range(len(partition), size):
-            # Strictly better only: among equals the first stays, which has the lowest members together.
-            if at_most not in best or total > best[at_most][0]:
+            # Of equal values the finer partition, whose sets are more alike; then the first, which has the lowest
+            # members together.
+            rank = total, len(partition)
+            if at_most not in best or rank > (best[at_most][0], len(best[at_most][1])):
                 best[at_most] = total, partition
     for at_most in sorted(best):
         if best[at_most][0] >= limit * size * scale:

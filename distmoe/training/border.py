@@ -54,7 +54,7 @@ def refuse_nonfinite(
         f"the loss of step {step} is not finite",
         got=got,
         expected="a finite loss for every example",
-        remedy="look at these training examples; lower optimizer.lr or raise schedule.warmup; use bf16 instead of fp16; "
+        remedy="look at these training examples; lower optimizer.lr or raise schedule.warmup; use bf16, not fp16; "
         "or set run.on_nonfinite=skip. Go on from the last checkpoint with --resume auto",
     )
 

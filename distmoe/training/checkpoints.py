@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distmoe.checkpoint import store
+from distmoe.checkpoint import folders, store
 from distmoe.checkpoint.config import CheckpointConfig
 from distmoe.data.loader import TrainLoader
 from distmoe.engine.engine import Engine
@@ -90,7 +90,7 @@ class Checkpoints:
             score=None if evaluation is None else evaluation.macro,
         )
         if self._rank == 0:
-            store.prune(self._root, keep_last=self._options.keep_last, keep_best=self._options.keep_best)
+            folders.prune(self._root, keep_last=self._options.keep_last, keep_best=self._options.keep_best)
             self._journal.say(f"saved {folder}")
         return folder
 
@@ -122,4 +122,3 @@ class Checkpoints:
             return None
         self._engine.load_state(folder, manifest=store.check(folder, tasks=self._tasks, grouping=self._grouping))
         return best
-

@@ -117,7 +117,7 @@ def _check_experts(moe: MoEConfig, ep_size: int) -> None:
             "the experts cannot be dealt to the ranks of a block",
             got=f"model.moe.num_experts={moe.num_experts}, parallel.ep_size={ep_size}",
             expected=f"a multiple of {ep_size}",
-            remedy=f"set model.moe.num_experts={_next_multiple(moe.num_experts, ep_size)}, or a smaller parallel.ep_size",
+            remedy=f"set model.moe.num_experts={_next_multiple(moe.num_experts, ep_size)}, or lower parallel.ep_size",
         )
 
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distmoe.data.batch import TaskBatch
-from distmoe.models.output import ModelOutput
 from distmoe.tasks import TaskSet
 from distmoe.training.agreement import is_distributed
 from distmoe.training.metrics import macro, score
@@ -31,13 +30,14 @@ _COLUMNS = 5  # task, example, prediction, label, loss
 class Evaluable(Protocol):
     """What evaluation needs of the engine."""
 
-    device: torch.device
+    @property
+    def device(self) -> torch.device: ...
 
-    def __call__(self, batch: TaskBatch) -> ModelOutput: ...
+    def __call__(self, *inputs: Any) -> Any: ...
 
-    def eval_mode(self) -> Any: ...
+    def eval_mode(self) -> None: ...
 
-    def train_mode(self) -> Any: ...
+    def train_mode(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def gather_rows(rows_RC: Tensor) -> Tensor:
 
 def _rows(engine: Evaluable, batch: TaskBatch, regression_N: Tensor) -> Tensor:
     """The batch's real examples as float64 rows; ids are exact up to 2**53."""
-    logits_BC = engine(batch).logits_BC
+    logits_BC: Tensor = engine(batch).logits_BC
     regression_B = regression_N[batch.task_ids_B]
     columns = [
         batch.task_ids_B.double(),

@@ -39,19 +39,28 @@ def resolve_grouping(config: StructureConfig, tasks: TaskSet, num_layers: int) -
 
 
 def tree_lines(grouping: TaskGrouping, tasks: TaskSet, routed_layers: Sequence[int]) -> list[str]:
-    """The grouping as an indented text tree: one line per task group, deeper layers indented."""
+    """The grouping as an indented text tree, one line per task group; equal consecutive layers share a line."""
     if not grouping.layers:
         return ["dense model: all tasks share every layer"]
+    # [first layer, last layer] of each run of equal partitions, shallow to deep
+    spans: list[list[int]] = []
+    for layer, partition in enumerate(grouping.layers):
+        if spans and grouping.layers[spans[-1][0]] == partition:
+            spans[-1][1] = layer
+        else:
+            spans.append([layer, layer])
     lines: list[str] = []
 
-    def walk(layer: int, parent: frozenset[int]) -> None:
-        for index, task_group in enumerate(grouping.layers[layer]):
+    def walk(depth: int, parent: frozenset[int]) -> None:
+        first, last = spans[depth]
+        numbers = ", ".join(str(number) for number in routed_layers[first : last + 1])
+        for index, task_group in enumerate(grouping.layers[first]):
             if not set(task_group) <= parent:
                 continue
             names = ", ".join(tasks[task].name for task in task_group)
-            lines.append(f"{'  ' * layer}layer {routed_layers[layer]} g{index}: {names}")
-            if layer + 1 < grouping.num_layers:
-                walk(layer + 1, frozenset(task_group))
+            lines.append(f"{'  ' * depth}layer{'s' if last > first else ''} {numbers} g{index}: {names}")
+            if depth + 1 < len(spans):
+                walk(depth + 1, frozenset(task_group))
 
     walk(0, frozenset(range(grouping.num_tasks)))
     return lines

@@ -68,7 +68,9 @@ class Journal:
             dropped = [routing.dropped for routing in output.routings]
             self.statistics.update(output.routings, output.context, dropped=dropped)
 
-    def add(self, losses: Sequence[LossBreakdown], batches: Sequence[TaskBatch], factor: float, result: StepResult) -> None:
+    def add(
+        self, losses: Sequence[LossBreakdown], batches: Sequence[TaskBatch], factor: float, result: StepResult
+    ) -> None:
         """Adds one optimizer step; ``losses`` is empty for a skipped one."""
         for one, batch in zip(losses, batches, strict=False):
             self.window.add(one, num_tokens=batch.token_index_T.shape[0])
@@ -86,21 +88,33 @@ class Journal:
         lr, grad_norm = self._last
         if summary is not None:
             speed = summary.tokens / seconds
-            record |= {"loss": summary.loss, "task_loss": summary.task_loss, "lr": lr, "grad_norm": _finite(grad_norm),
-                       "tokens_per_second": round(speed, 1), "skipped_steps": state.skipped_steps,
-                       "auxiliary": summary.auxiliary}
-            record["tasks"] = {spec.name: {"loss": loss, "examples": count} for spec, loss, count in
-                               zip(self._tasks, summary.task_losses, summary.examples, strict=True)}
+            record |= {
+                "loss": summary.loss,
+                "task_loss": summary.task_loss,
+                "lr": lr,
+                "grad_norm": _finite(grad_norm),
+                "tokens_per_second": round(speed, 1),
+                "skipped_steps": state.skipped_steps,
+                "auxiliary": summary.auxiliary,
+            }
+            record["tasks"] = {
+                spec.name: {"loss": loss, "examples": count}
+                for spec, loss, count in zip(self._tasks, summary.task_losses, summary.examples, strict=True)
+            }
             self._progress.log(state.step, loss=summary.loss, lr=lr, tokens_per_second=speed)
         else:
             record |= {"skipped_steps": state.skipped_steps}
-            self._progress.say(f"step {state.step}: every step since the last line was skipped, its loss was not finite")
+            self._progress.say(
+                f"step {state.step}: every step since the last line was skipped, its loss was not finite"
+            )
         if self.statistics is not None:
             layers = self.statistics.read(self._all_reduce)
             self.statistics.clear()
             sent = summary.counters if summary is not None else (0,) * len(layers)
-            record["routing"] = {f"layer_{number}": self._routing(layer, bytes_sent)
-                                 for number, layer, bytes_sent in zip(self._layers, layers, sent, strict=True)}
+            record["routing"] = {
+                f"layer_{number}": self._routing(layer, bytes_sent)
+                for number, layer, bytes_sent in zip(self._layers, layers, sent, strict=True)
+            }
         self._monitor.write(record)
 
     def evaluated(self, evaluation: Evaluation, step: int, *, is_best: bool, final: bool = False) -> None:

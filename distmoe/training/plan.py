@@ -50,8 +50,13 @@ class Plan:
             ParallelError: If the task groups cannot be placed on these ranks.
             ConfigError: If the combination is not supported.
         """
-        placement = place(self.grouping, weights, num_ranks=self.num_ranks, ep_size=self.parallel.ep_size,
-                          mode=self.parallel.placement)
+        placement = place(
+            self.grouping,
+            weights,
+            num_ranks=self.num_ranks,
+            ep_size=self.parallel.ep_size,
+            mode=self.parallel.placement,
+        )
         routed = bool(self.routed_layers)
         supported.check(self.settings, placement=placement, num_ranks=self.num_ranks, routed=routed)
         return placement
@@ -78,8 +83,15 @@ def make_plan(config: RunConfig, env: RankEnv) -> Plan:
     layers = routed_layers(config.model.moe, shape.num_layers)
     grouping = resolve_grouping(config.structure, sources.tasks, len(layers))
     check_structure(config, sources.tasks, grouping)
-    plan = Plan(sources=sources, shape=shape, routed_layers=layers, grouping=grouping, settings=settings,
-                parallel=config.parallel, num_ranks=env.world_size)
+    plan = Plan(
+        sources=sources,
+        shape=shape,
+        routed_layers=layers,
+        grouping=grouping,
+        settings=settings,
+        parallel=config.parallel,
+        num_ranks=env.world_size,
+    )
     if config.parallel.placement == "colocated":
         # Mixture weights, known only after the data is read, do not matter here: an unsupported combination is
         # refused before hours of tokenization.

@@ -42,8 +42,15 @@ class Progress:
         elif self._rank == 0:
             per_step = (time.monotonic() - self._began) / max(1, step - self._start)
             left = duration(per_step * (self._num_steps - step))
-            _log.info("step %d/%d  loss %.4f  lr %.2e  %s tokens/s  %s left",
-                      step, self._num_steps, loss, lr, f"{tokens_per_second:,.0f}", left)
+            _log.info(
+                "step %d/%d  loss %.4f  lr %.2e  %s tokens/s  %s left",
+                step,
+                self._num_steps,
+                loss,
+                lr,
+                f"{tokens_per_second:,.0f}",
+                left,
+            )
 
     def say(self, text: str) -> None:
         """Writes a line without breaking the bar."""

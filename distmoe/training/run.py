@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from distmoe.checkpoint import store
+import torch
+
+from distmoe.checkpoint import folders
 from distmoe.engine.distributed import init_distributed
 from distmoe.log import get_logger
-from distmoe.parallel.env import read_env
+from distmoe.parallel.env import device, read_env
 from distmoe.training.agreement import Agreement
 from distmoe.training.config import RunConfig
 from distmoe.training.contradictions import check_environment
@@ -46,9 +48,14 @@ def train(config: RunConfig, *, resume: str, stop: StopSignal) -> Outcome:
     env = read_env()
     check_environment(config, num_ranks=env.world_size)
     require_trackers(wandb=config.run.wandb)
+    on = device(env)
+    if on.type == "cuda":
+        torch.cuda.set_device(
+            on
+        )  # collectives of Python objects use the current device: without this, all ranks' first
     init_distributed(timeout_minutes=config.parallel.timeout_minutes)
     agreement = Agreement()
-    folder = agreement.from_rank_0(lambda: open_run(config, resume=resume, latest=store.latest))
+    folder = agreement.from_rank_0(lambda: open_run(config, resume=resume, latest=folders.latest))
     if folder.finished:
         _log.info("%s has ended already; --resume never starts it over", folder.path)
         return Outcome(folder.path, "Finished", config.schedule.num_steps)
@@ -66,7 +73,7 @@ def train(config: RunConfig, *, resume: str, stop: StopSignal) -> Outcome:
 
 
 def _finish(run: Run, folder: RunFolder, ended: Ended, *, stop: StopSignal, rank: int) -> None:
-    """Evaluates the best weights on the test splits and writes ``result.json``; a stopped run only says how to go on."""
+    """Scores the best weights on the test splits, writes ``result.json``; a stopped run only says how to go on."""
     state = run.state
     if ended == "Stopped by a signal":
         name = stop.name or "a signal on another rank"
@@ -78,7 +85,12 @@ def _finish(run: Run, folder: RunFolder, ended: Ended, *, stop: StopSignal, rank
     if test.tasks:
         run.journal.evaluated(test, last_step if chosen is None else chosen, is_best=False, final=True)
     if rank == 0:
-        result = {"ended": ended, "step": last_step, "seconds": round(state.train_seconds, 1),
-                  "best": {"step": state.best.step, "score": state.best.score},
-                  "test_step": last_step if chosen is None else chosen, "test": test.to_json() if test.tasks else None}
+        result = {
+            "ended": ended,
+            "step": last_step,
+            "seconds": round(state.train_seconds, 1),
+            "best": {"step": state.best.step, "score": state.best.score},
+            "test_step": last_step if chosen is None else chosen,
+            "test": test.to_json() if test.tasks else None,
+        }
         write_json(folder.path / RESULT_FILE, result)

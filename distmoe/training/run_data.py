@@ -105,7 +105,11 @@ def task_sizes(tasks: TaskSet, reports: list[SplitReport]) -> tuple[TaskSize, ..
     def size(name: str) -> TaskSize:
         found = {split: by_split.get((name, split)) for split in ("train", "validation", "test")}
         counts = {split: 0 if report is None else report.num_examples for split, report in found.items()}
-        truncated = sum(report.num_truncated for report in found.values() if report is not None)
-        return TaskSize(**counts, truncated=truncated)
+        present = [report for report in found.values() if report is not None]
+        return TaskSize(
+            **counts,
+            truncated=sum(report.num_truncated for report in present),
+            left_out=sum(report.num_dropped for report in present),
+        )
 
     return tuple(size(name) for name in tasks.names)

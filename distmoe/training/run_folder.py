@@ -122,7 +122,9 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str
         name, old, new = f"{prefix}{key}", saved.get(key), wanted.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             rows += differences(old, new, f"{name}.")
-        elif old != new and not any(name == free or (free.endswith(".") and name.startswith(free)) for free in _FREE_KEYS):
+        elif old != new and not any(
+            name == free or (free.endswith(".") and name.startswith(free)) for free in _FREE_KEYS
+        ):
             rows.append((name, old, new))
     return rows
 

@@ -50,7 +50,7 @@ def rng_state() -> dict[str, Any]:
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "python": [format_version, list(values), gauss],
-        "numpy_keys": torch.from_numpy(keys.astype(np.int64)),
+        "numpy_keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
         "numpy": [str(version), int(position), int(has_gauss), float(cached)],
     }
     if torch.cuda.is_available():

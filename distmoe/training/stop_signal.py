@@ -26,7 +26,7 @@ class StopSignal:
         return self
 
     def arm(self) -> StopSignal:
-        """Listens for SIGTERM and SIGINT too. Call it when training begins; before that they end the process at once."""
+        """Listens for SIGTERM and SIGINT too. Call it when training begins; until then they end the process at once."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
         return self.expect_warning()

@@ -33,12 +33,21 @@ class ParameterCount:
 
 @dataclass(frozen=True)
 class TaskSize:
-    """Examples of a task after limits; ``truncated`` counts texts cut to ``data.max_length``, over all splits."""
+    """Examples of a task.
+
+    Attributes:
+        train: Training examples that are used; likewise the next two.
+        validation: 0 without such a split.
+        test: 0 without such a split.
+        truncated: Examples cut to ``data.max_length``, over all splits.
+        left_out: Training examples beyond ``data.max_train_examples``.
+    """
 
     train: int
     validation: int
     test: int
     truncated: int
+    left_out: int = 0
 
 
 def count_parameters(model: nn.Module, *, num_experts: int, top_k: int) -> ParameterCount:
@@ -103,7 +112,13 @@ class Facts:
             )
         truncated = sum(size.truncated for size in self.sizes)
         if truncated:
-            rows.append(f"{truncated:,} examples were longer than data.max_length={config.data.max_length} and were cut")
+            rows.append(
+                f"{truncated:,} examples were longer than data.max_length={config.data.max_length} and were cut"
+            )
+        left_out = sum(size.left_out for size in self.sizes)
+        if left_out:
+            limit = config.data.max_train_examples
+            rows.append(f"{left_out:,} training examples beyond data.max_train_examples={limit} were left out")
         return rows
 
     def _model_lines(self, config: RunConfig) -> list[str]:
@@ -117,7 +132,10 @@ class Facts:
 
     def _parallel_lines(self, config: RunConfig, device: str) -> list[str]:
         placement, settings = self.placement, self.settings
-        rows = [f"placement: {placement.mode}, {placement.num_ranks} ranks in {placement.num_blocks} blocks of {placement.ep_size}"]
+        rows = [
+            f"placement: {placement.mode}, {placement.num_ranks} ranks "
+            f"in {placement.num_blocks} blocks of {placement.ep_size}"
+        ]
         if len(placement.host_classes) > 1:
             rows += [
                 f"  ranks {_ranks(host.ranks)}: {', '.join(self.tasks[task].name for task in host.tasks)}"

@@ -102,7 +102,11 @@ class Trainer:
 
     def _refuse_bad_gradient(self, result: StepResult) -> None:
         """A finite loss can have a gradient that is not; in fp16 that is how the loss scale finds its size."""
-        if not math.isfinite(result.grad_norm) and self.run_config.on_nonfinite == "stop" and self.engine.settings.precision != "fp16":
+        if (
+            not math.isfinite(result.grad_norm)
+            and self.run_config.on_nonfinite == "stop"
+            and self.engine.settings.precision != "fp16"
+        ):
             raise TrainingError(
                 f"the gradient of step {self.state.step} is not finite",
                 got=f"gradient norm {result.grad_norm}",

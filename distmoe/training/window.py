@@ -115,4 +115,3 @@ class LossWindow:
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
         self._local.zero_()
         self._global.copy_(torch.tensor(state["sums"], dtype=torch.float64))
-

@@ -1,9 +1,9 @@
 """One process against several ranks: the same model, the same union batch, every number compared.
 
 The *reference* is plain torch on one process that hosts every task group: the union of all ranks' examples, AdamW and
-gradient clipping. The *ranks* run the same examples through :mod:`distmoe.engine`, each example on a rank that hosts its
-task. Compared are, at every step, loss and gradient norm, at the first step every gradient, and after the last step
-every fp32 master weight and both moments.
+gradient clipping. The *ranks* run the same examples through :mod:`distmoe.engine`, each on a rank that hosts its task.
+Compared are, at every step, loss and gradient norm, at the first step every gradient, and after the last step every
+fp32 master weight and both moments.
 
 Why eps is 1e-5: the gradient of an attention key's bias is zero in exact arithmetic; Adam would blow its rounding noise
 (1e-8) up to a full step.
@@ -35,14 +35,22 @@ SEED, STEPS, VOCABULARY = 3, 5, 23
 WEIGHTS = (4.0, 2.0, 1.0, 1.0)  # mixture weights of the four tasks: unequal spans when partitioned
 
 SHAPE = EncoderShape(
-    vocab_size=VOCABULARY, pad_token_id=0, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_positions=8
+    vocab_size=VOCABULARY,
+    pad_token_id=0,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=32,
+    max_positions=8,
 )
-TASKS = TaskSet((
-    TaskSpec(name="a", kind="classification", metric="accuracy", labels=("x", "y")),
-    TaskSpec(name="b", kind="classification", metric="accuracy", labels=("x", "y", "z")),
-    TaskSpec(name="c", kind="regression", metric="pearson"),
-    TaskSpec(name="d", kind="classification", metric="accuracy", labels=("x", "y")),
-))
+TASKS = TaskSet(
+    (
+        TaskSpec(name="a", kind="classification", metric="accuracy", labels=("x", "y")),
+        TaskSpec(name="b", kind="classification", metric="accuracy", labels=("x", "y", "z")),
+        TaskSpec(name="c", kind="regression", metric="pearson"),
+        TaskSpec(name="d", kind="classification", metric="accuracy", labels=("x", "y")),
+    )
+)
 
 ONE = (((0, 1, 2, 3),),) * 2
 TWO = (((0, 1), (2, 3)),) * 2
@@ -61,10 +69,11 @@ class Case:
     accumulation: int = 1
     clipping: float = 0.1
     weight_decay: float = 0.05
-    losses: AuxiliaryLossConfig = AuxiliaryLossConfig(balance=0.1, z=0.01)
+    losses: AuxiliaryLossConfig = field(default_factory=lambda: AuxiliaryLossConfig(balance=0.1, z=0.01))
     shared_expert: bool = False
     checkpointing: bool = False
     dense: bool = False
+    frozen: bool = False  # embeddings are not trained
     skipped_steps: tuple[int, ...] = ()
 
     num_ranks: int = 2
@@ -82,7 +91,9 @@ class Case:
 def zero(stage: int, **sections: Any) -> dict[str, Any]:
     """A DeepSpeed configuration; keywords with a dictionary are sections, others keys of zero_optimization."""
     top = {key: value for key, value in sections.items() if isinstance(value, dict) and key != "offload_optimizer"}
-    return {"zero_optimization": {"stage": stage} | {key: value for key, value in sections.items() if key not in top}} | top
+    return {
+        "zero_optimization": {"stage": stage} | {key: value for key, value in sections.items() if key not in top}
+    } | top
 
 
 BF16 = {"enabled": True}
@@ -96,22 +107,45 @@ def grouping_of(case: Case) -> TaskGrouping:
 
 def placement_of(case: Case, num_ranks: int | None = None) -> Placement:
     return place(
-        grouping_of(case), WEIGHTS, num_ranks=num_ranks or case.num_ranks, ep_size=case.ep_size, mode=case.mode  # type: ignore[arg-type]
+        grouping_of(case),
+        WEIGHTS,
+        num_ranks=num_ranks or case.num_ranks,
+        ep_size=case.ep_size,
+        mode=case.mode,  # type: ignore[arg-type]
     )
 
 
 def build(case: Case, hosting: Sequence[Any]) -> nn.Module:
-    moe = None if case.dense else MoEConfig(
-        layers="all", num_experts=12, top_k=case.top_k, expert_size=8, gate=GateConfig(kind=case.gate, noise="none"),  # type: ignore[arg-type]
-        shared_expert=case.shared_expert, losses=case.losses,
+    moe = (
+        None
+        if case.dense
+        else MoEConfig(
+            layers="all",
+            num_experts=12,
+            top_k=case.top_k,
+            expert_size=8,
+            gate=GateConfig(kind=case.gate, noise="none"),  # type: ignore[arg-type]
+            shared_expert=case.shared_expert,
+            losses=case.losses,
+        )
     )
-    config = ModelConfig(moe=moe, dropout=0.0, attention_dropout=0.0, init_std=0.2, activation_checkpointing=case.checkpointing)
-    return build_model(config, shape=SHAPE, tasks=TASKS, grouping=grouping_of(case), hosting=hosting, seed=SEED)
+    config = ModelConfig(
+        moe=moe, dropout=0.0, attention_dropout=0.0, init_std=0.2, activation_checkpointing=case.checkpointing
+    )
+    model = build_model(config, shape=SHAPE, tasks=TASKS, grouping=grouping_of(case), hosting=hosting, seed=SEED)
+    model.encoder.embeddings.requires_grad_(not case.frozen)
+    return model
 
 
 def optimizer_config(case: Case) -> OptimizerConfig:
-    return OptimizerConfig(lr=2e-3, eps=1e-5, weight_decay=case.weight_decay, gradient_clipping=case.clipping,
-                           gate_lr_scale=5.0, head_lr_scale=2.0)
+    return OptimizerConfig(
+        lr=2e-3,
+        eps=1e-5,
+        weight_decay=case.weight_decay,
+        gradient_clipping=case.clipping,
+        gate_lr_scale=5.0,
+        head_lr_scale=2.0,
+    )
 
 
 def lr_factor(step: int) -> float:
@@ -139,7 +173,8 @@ def examples(case: Case, step: int, micro: int) -> list[Example]:
     for index in range(9):
         task = draw(len(TASKS))
         hosts = [
-            rank for rank in range(case.num_ranks)
+            rank
+            for rank in range(case.num_ranks)
             if rank != case.idle_rank and (placement is None or task in placement.hosted_tasks(rank))
         ]
         spec = TASKS[task]
@@ -192,11 +227,17 @@ def reference(case: Case) -> Trace:
     scales = {"gate": config.gate_lr_scale, "head": config.head_lr_scale}
     optimizer = torch.optim.AdamW(
         [
-            {"params": [parameter], "scale": scales.get(roles[name].kind, 1.0),
-             "weight_decay": config.weight_decay if roles[name].decay else 0.0}
+            {
+                "params": [parameter],
+                "scale": scales.get(roles[name].kind, 1.0),
+                "weight_decay": config.weight_decay if roles[name].decay else 0.0,
+            }
             for name, parameter in model.named_parameters()
+            if parameter.requires_grad
         ],
-        lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps,
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
     )
     for step in range(STEPS):
         if step in case.skipped_steps:
@@ -208,8 +249,10 @@ def reference(case: Case) -> Trace:
             loss.backward()
             total += loss.item()
         if step == 0:
-            trace.gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+            trace.gradients = {
+                name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad
+            }
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.requires_grad])
         if case.clipping:
             nn.utils.clip_grads_with_norm_(list(model.parameters()), case.clipping, norm)
         for param_group in optimizer.param_groups:
@@ -222,6 +265,7 @@ def reference(case: Case) -> Trace:
     trace.moments = {
         f"{key}/{name}": optimizer.state[parameter][key]
         for name, parameter in model.named_parameters()
+        if parameter.requires_grad
         for key in ("exp_avg", "exp_avg_sq")
     }
     return trace
@@ -240,12 +284,24 @@ def make_engine(case: Case) -> tuple[Any, Any, Objective, Any]:
     world = dist.get_world_size()
     placement = placement_of(case, world)
     process_groups = create(placement)
-    settings = resolve(case.config, optimizer=optimizer_config(case), micro_batch_size=9,
-                       accumulation_steps=case.accumulation, num_ranks=world, device_type="cpu")
-    engine = initialize(build(case, process_groups.hosting), settings=settings, optimizer=optimizer_config(case),
-                        process_groups=process_groups, placement=None if case.dense else placement)
-    objective = Objective(TASKS, grouping_of(case), weights=None if case.dense else case.losses, world_size=world,
-                          all_reduce=_all_reduce)
+    settings = resolve(
+        case.config,
+        optimizer=optimizer_config(case),
+        micro_batch_size=9,
+        accumulation_steps=case.accumulation,
+        num_ranks=world,
+        device_type="cpu",
+    )
+    engine = initialize(
+        build(case, process_groups.hosting),
+        settings=settings,
+        optimizer=optimizer_config(case),
+        process_groups=process_groups,
+        placement=None if case.dense else placement,
+    )
+    objective = Objective(
+        TASKS, grouping_of(case), weights=None if case.dense else case.losses, world_size=world, all_reduce=_all_reduce
+    )
     return engine, placement, objective, process_groups
 
 
@@ -283,6 +339,8 @@ def own_gradients(engine: Any) -> dict[str, Tensor]:
     gradients = {}
     scale = getattr(engine._ds.optimizer, "loss_scale", 1.0)  # of fp16
     for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if hasattr(parameter, "ds_id"):
             gradient = parameter._z3_optimizer.get_fp32_grad_for_param(parameter)
         elif hasattr(parameter, "_hp_mapping"):
@@ -304,12 +362,14 @@ def run_cases(rank: int, cases: Sequence[Case]) -> list[dict[str, Any]]:
         trace = Trace()
         engine.train_mode()
         train_steps(case, engine, objective, range(STEPS), trace)
-        answers.append({
-            "trace": trace,
-            "views": engine.views,
-            "fragments": [(f.key, f.view, f.lo, f.data.clone()) for f in engine.fragments()],
-            "optimizer": type(engine._ds.optimizer).__name__,
-        })
+        answers.append(
+            {
+                "trace": trace,
+                "views": engine.views,
+                "fragments": [(f.key, f.view, f.lo, f.data.clone()) for f in engine.fragments()],
+                "optimizer": type(engine._ds.optimizer).__name__,
+            }
+        )
         engine.destroy()
         process_groups.destroy()
     return answers
@@ -323,14 +383,15 @@ def largest_differences(case: Case, answers: Sequence[dict[str, Any]], expected:
     worst = {"loss": 0.0, "norm": 0.0, "gradient": 0.0, "weight": 0.0, "moment": 0.0}
 
     def note(kind: str, found: Tensor, wanted: Tensor) -> None:
-        assert found.shape == wanted.shape and found.isfinite().all()
+        assert found.shape == wanted.shape
+        assert found.isfinite().all()
         if found.numel():
             worst[kind] = max(worst[kind], float((found - wanted).abs().max()))
 
     covered = {
         f"{kind}/{name}": torch.zeros(weight.numel(), dtype=torch.bool)
         for name, weight in expected.weights.items()
-        for kind in ("fp32", "exp_avg", "exp_avg_sq")
+        for kind in (("fp32", "exp_avg", "exp_avg_sq") if name in expected.gradients else ("frozen",))
     }
     for answer in answers:
         trace, views = answer["trace"], answer["views"]
@@ -342,15 +403,21 @@ def largest_differences(case: Case, answers: Sequence[dict[str, Any]], expected:
             kind, name = key.split("/", 1)
             if kind == "buffer":
                 continue
-            whole = expected.weights[name] if kind == "fp32" else expected.moments[key]
-            note("weight" if kind == "fp32" else "moment", data, _part(whole, view).flatten()[lo : lo + data.numel()])
-            covered[key][_part(torch.arange(whole.numel()).view(whole.shape), view).flatten()[lo : lo + data.numel()]] = True
+            whole = expected.weights[name] if kind in ("fp32", "frozen") else expected.moments[key]
+            note(
+                "moment" if kind.startswith("exp") else "weight",
+                data,
+                _part(whole, view).flatten()[lo : lo + data.numel()],
+            )
+            covered[key][
+                _part(torch.arange(whole.numel()).view(whole.shape), view).flatten()[lo : lo + data.numel()]
+            ] = True
     assert all(mask.all() for mask in covered.values()), "some elements belong to no rank"
     return worst
 
 
 def largest_gradient_error(answers: Sequence[dict[str, Any]], expected: Trace) -> float:
-    """Largest relative error of a tensor's first gradient, for low precisions; tensors with tiny gradients are left out.
+    """Largest relative error of a tensor's first gradient, for low precisions; tiny gradients are left out.
 
     A gradient averaged over the wrong ranks is wrong by a factor, far above rounding.
     """

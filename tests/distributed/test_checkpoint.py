@@ -52,6 +52,8 @@ SAME = (
     ZERO1_EP2,
     PARTITIONED,
     _case("zero0 dense", dense=True, config=zero(0)),
+    _case("zero1 frozen", frozen=True),
+    _case("zero3 frozen", frozen=True, config=zero(3, **Z3)),
     _case("zero1 bf16", config=zero(1, bf16=BF16)),
     _case("zero3 bf16", config=zero(3, bf16=BF16)),
     _case("zero2 fp16", config=zero(2, fp16=FP16)),
@@ -73,7 +75,10 @@ def resume_pairs(rank: int, root: str, pairs: list[tuple[Case, Case]]) -> list[d
         engine.train_mode()
         train_steps(first, engine, objective, range(SAVED), whole)
         folder = engine.save_state(
-            Path(root) / str(index), tasks=TASKS, grouping=grouping_of(first), trainer_state={"best": 0.5},
+            Path(root) / str(index),
+            tasks=TASKS,
+            grouping=grouping_of(first),
+            trainer_state={"best": 0.5},
             rank_state={"rank": rank, "random": torch.arange(4) + rank},
         )
         train_steps(first, engine, objective, range(SAVED, LAST), whole)
@@ -83,8 +88,10 @@ def resume_pairs(rank: int, root: str, pairs: list[tuple[Case, Case]]) -> list[d
         manifest = store.check(folder, tasks=TASKS, grouping=grouping_of(second))
         engine, _, objective, process_groups = make_engine(second)
         loaded = engine.load_state(folder, manifest=manifest)
-        assert loaded.trainer_state == {"best": 0.5} and engine.global_steps == SAVED
-        assert loaded.rank_state is not None and loaded.rank_state["rank"] == rank
+        assert loaded.trainer_state == {"best": 0.5}
+        assert engine.global_steps == SAVED
+        assert loaded.rank_state is not None
+        assert loaded.rank_state["rank"] == rank
         assert loaded.rank_state["random"].tolist() == [rank, rank + 1, rank + 2, rank + 3]
         engine.train_mode()
         train_steps(second, engine, objective, range(SAVED, LAST), resumed)
@@ -159,7 +166,10 @@ def load_elsewhere(rank: int, folder: str, case: Case) -> tuple[list[float], lis
 
 @pytest.mark.parametrize(
     ("saved", "case"),
-    [(ZERO1_EP2, _case("one", num_ranks=1, accumulation=2)), (ZERO3, _case("four", num_ranks=4, ep_size=2, accumulation=2))],
+    [
+        (ZERO1_EP2, _case("one", num_ranks=1, accumulation=2)),
+        (ZERO3, _case("four", num_ranks=4, ep_size=2, accumulation=2)),
+    ],
     ids=["2 ranks to 1", "2 ranks to 4"],
 )
 def test_another_number_of_ranks_continues_with_the_same_numbers(saved: Case, case: Case, folder: str) -> None:

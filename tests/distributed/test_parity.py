@@ -54,13 +54,25 @@ CASES = (
     Case(name="zero1 partitioned", mode="partitioned", partitions=TWO, gate="token"),
     Case(name="zero1 partitioned offload", **SPLIT, partitions=TWO, config=zero(1, offload_optimizer=OFFLOAD)),
     Case(name="zero1 skipped step", skipped_steps=(2,), accumulation=2),
-    Case(name="zero2 ep2, most experts without tokens", ep_size=2, partitions=TWO, gate="fixed", top_k=1, config=zero(2)),
-    Case(name="zero2 ep2, small buckets, overlap", ep_size=2, config=zero(2, reduce_bucket_size=500, overlap_comm=True)),
-    Case(name="zero2, a rank without tokens, recomputation", idle_rank=0, checkpointing=True, accumulation=2, config=zero(2)),
+    Case(
+        name="zero2 ep2, most experts without tokens", ep_size=2, partitions=TWO, gate="fixed", top_k=1, config=zero(2)
+    ),
+    Case(
+        name="zero2 ep2, small buckets, overlap", ep_size=2, config=zero(2, reduce_bucket_size=500, overlap_comm=True)
+    ),
+    Case(
+        name="zero2, a rank without tokens, recomputation",
+        idle_rank=0,
+        checkpointing=True,
+        accumulation=2,
+        config=zero(2),
+    ),
     Case(name="zero2 skipped step", skipped_steps=(1,), accumulation=2, config=zero(2)),
     Case(name="zero3 ep2, two micro-batches", ep_size=2, accumulation=2, config=zero(3, **Z3)),
     Case(name="zero3, fixed routes, overlap", gate="fixed", top_k=1, config=zero(3, overlap_comm=True)),
     Case(name="zero3 skipped step", skipped_steps=(2,), accumulation=2, config=zero(3)),
+    Case(name="zero1, frozen embeddings", frozen=True, ep_size=2),
+    Case(name="zero3, frozen embeddings", frozen=True, ep_size=2, config=zero(3, **Z3)),
     Case(name="zero1 dense", dense=True, config=zero(1)),
     Case(name="zero2 dense", dense=True, config=zero(2)),
     Case(name="zero3 dense", dense=True, config=zero(3, **Z3)),
@@ -80,26 +92,75 @@ CASES = (
     # four ranks
     Case(name="zero1 ep4", num_ranks=4, ep_size=4, config=zero(1)),
     Case(name="zero2 ep4, two micro-batches", num_ranks=4, ep_size=4, accumulation=2, config=zero(2)),
-    Case(name="zero2 ep2 colocated, 3 task groups", num_ranks=4, ep_size=2, partitions=THREE, config=zero(2), shared_expert=True),
-    Case(name="zero3 ep2, task embedding", num_ranks=4, ep_size=2, gate="task_embedding", checkpointing=True, config=zero(3, **Z3)),
-    Case(name="zero1 partitioned, 3 unequal task groups", num_ranks=4, mode="partitioned", partitions=THREE, accumulation=2),
+    Case(
+        name="zero2 ep2 colocated, 3 task groups",
+        num_ranks=4,
+        ep_size=2,
+        partitions=THREE,
+        config=zero(2),
+        shared_expert=True,
+    ),
+    Case(
+        name="zero3 ep2, task embedding",
+        num_ranks=4,
+        ep_size=2,
+        gate="task_embedding",
+        checkpointing=True,
+        config=zero(3, **Z3),
+    ),
+    Case(
+        name="zero1 partitioned, 3 unequal task groups",
+        num_ranks=4,
+        mode="partitioned",
+        partitions=THREE,
+        accumulation=2,
+    ),
     Case(name="zero1 partitioned, 2 unequal task groups", num_ranks=4, mode="partitioned", partitions=TWO),
     Case(name="zero1 partitioned tree, two layouts", num_ranks=4, mode="partitioned", partitions=TREE),
     Case(name="zero1 partitioned ep2, two layouts", num_ranks=4, mode="partitioned", partitions=TREE, ep_size=2),
-    Case(name="zero1 partitioned ep2, unequal expert sizes, small buckets", num_ranks=4, mode="partitioned", partitions=THREE,
-         ep_size=2, config=zero(1, reduce_bucket_size=500)),
-    Case(name="zero1 bf16 partitioned, two layouts", num_ranks=4, **SPLIT, partitions=TREE, ep_size=2, accumulation=2,
-         config=zero(1, bf16=BF16)),
-    Case(name="zero1 bf16 partitioned, unequal copies, sums in bf16", num_ranks=4, **SPLIT, partitions=TWO,
-         config=zero(1, bf16=BF16, data_types=BF16_SUMS)),
-    Case(name="zero1 bf16 partitioned, unequal copies, offload", num_ranks=4, **SPLIT, partitions=TWO,
-         config=zero(1, bf16=BF16, offload_optimizer=OFFLOAD)),
+    Case(
+        name="zero1 partitioned ep2, unequal expert sizes, small buckets",
+        num_ranks=4,
+        mode="partitioned",
+        partitions=THREE,
+        ep_size=2,
+        config=zero(1, reduce_bucket_size=500),
+    ),
+    Case(
+        name="zero1 bf16 partitioned, two layouts",
+        num_ranks=4,
+        **SPLIT,
+        partitions=TREE,
+        ep_size=2,
+        accumulation=2,
+        config=zero(1, bf16=BF16),
+    ),
+    Case(
+        name="zero1 bf16 partitioned, unequal copies, sums in bf16",
+        num_ranks=4,
+        **SPLIT,
+        partitions=TWO,
+        config=zero(1, bf16=BF16, data_types=BF16_SUMS),
+    ),
+    Case(
+        name="zero1 bf16 partitioned, unequal copies, offload",
+        num_ranks=4,
+        **SPLIT,
+        partitions=TWO,
+        config=zero(1, bf16=BF16, offload_optimizer=OFFLOAD),
+    ),
 )
 
 
 def row_of(case: Case) -> Row:
-    settings = resolve(case.config, optimizer=optimizer_config(case), micro_batch_size=9,
-                       accumulation_steps=case.accumulation, num_ranks=case.num_ranks, device_type="cpu")
+    settings = resolve(
+        case.config,
+        optimizer=optimizer_config(case),
+        micro_batch_size=9,
+        accumulation_steps=case.accumulation,
+        num_ranks=case.num_ranks,
+        device_type="cpu",
+    )
     return lookup(combination(settings, placement=placement_of(case), num_ranks=case.num_ranks, routed=not case.dense))
 
 
@@ -147,9 +208,14 @@ FULL = tuple(
     if ep_size <= num_ranks and not (dense and (partitions, mode, ep_size) != (ONE, "colocated", 1))
     for case in [
         Case(
-            name=f"zero{stage} ep{ep_size} {len(partitions[-1])}x{len(partitions[0])} {mode} gas{accumulation}{' dense' * dense}",
-            num_ranks=num_ranks, ep_size=ep_size, config=zero(stage, **(Z3 if stage == 3 else {})), partitions=partitions,
-            mode=mode, accumulation=accumulation, dense=dense,
+            name=f"zero{stage} ep{ep_size} {len(partitions[0])}-{len(partitions[1])} {mode} gas{accumulation} {dense=}",
+            num_ranks=num_ranks,
+            ep_size=ep_size,
+            config=zero(stage, **(Z3 if stage == 3 else {})),
+            partitions=partitions,
+            mode=mode,
+            accumulation=accumulation,
+            dense=dense,
         )
     ]
     if row_of(case).supported

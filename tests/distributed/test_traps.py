@@ -22,7 +22,9 @@ from tests.distributed.parity import TREE, TWO, Case, Trace, grouping_of, make_e
 
 TWO_LAYOUTS = Case(name="two layouts", partitions=TREE, mode="partitioned")
 MANY_PARAM_GROUPS = Case(name="many param groups", partitions=TWO, config=zero(2))
-OVERFLOWING = Case(name="overflow", config=zero(2, fp16={"enabled": True, "loss_scale": 0, "initial_scale_power": 60, "hysteresis": 1}))
+OVERFLOWING = Case(
+    name="overflow", config=zero(2, fp16={"enabled": True, "loss_scale": 0, "initial_scale_power": 60, "hysteresis": 1})
+)
 
 
 def observe(rank: int) -> dict[str, Any]:
@@ -72,12 +74,24 @@ def _refusal(change: Any, rank: int) -> str:
     process_groups = create(placement_of(case))
     model = build(case, process_groups.hosting)
     change(model, rank)
-    settings = resolve(case.config, optimizer=optimizer_config(case), micro_batch_size=1, accumulation_steps=1,
-                       num_ranks=2, device_type="cpu")
+    settings = resolve(
+        case.config,
+        optimizer=optimizer_config(case),
+        micro_batch_size=1,
+        accumulation_steps=1,
+        num_ranks=2,
+        device_type="cpu",
+    )
     roles = {name: parameter_roles(model).get(name, Role("dense", True, None)) for name, _ in model.named_parameters()}
     try:
-        initialize(model, settings=settings, optimizer=optimizer_config(case), process_groups=process_groups,
-                   placement=None, roles=roles)
+        initialize(
+            model,
+            settings=settings,
+            optimizer=optimizer_config(case),
+            process_groups=process_groups,
+            placement=None,
+            roles=roles,
+        )
     except ParallelError as error:
         return str(error)
     return "accepted"
@@ -114,7 +128,11 @@ def _non_finite() -> dict[str, tuple[float, bool, bool]]:
     from tests.distributed.parity import batch_of, examples
 
     found = {}
-    for case in (Case(name="zero0", dense=True, config=zero(0)), Case(name="zero1"), Case(name="zero3", config=zero(3))):
+    for case in (
+        Case(name="zero0", dense=True, config=zero(0)),
+        Case(name="zero1"),
+        Case(name="zero3", config=zero(3)),
+    ):
         engine, _, objective, process_groups = make_engine(case)
         rank = torch.distributed.get_rank()
         engine.train_mode()
@@ -140,17 +158,31 @@ def test_trap_1_param_groups_have_one_order_whatever_the_hash_seed() -> None:
     assert first["hash"] != second["hash"]  # iteration over a set of names would differ
     assert first["param groups"] == second["param groups"]
     names = [name for name, _ in first["param groups"]]
-    assert names == ["dense-decay", "dense-no-decay", "gate-decay", "head-decay", "head-no-decay", *["ep_size_1"] * 2, *["ep_size_1_1-1"] * 2]
+    assert names == [
+        "dense-decay",
+        "dense-no-decay",
+        "gate-decay",
+        "head-decay",
+        "head-no-decay",
+        *["ep_size_1"] * 2,
+        *["ep_size_1_1-1"] * 2,
+    ]
 
 
 @pytest.mark.parametrize(
     ("change", "difference"),
-    [("differing dense", r"ranks 0 and 1 differ in their dense parameters"), ("differing order", r"ranks 0 and 1 differ in their dense parameters")],
+    [
+        ("differing dense", r"ranks 0 and 1 differ in their dense parameters"),
+        ("differing order", r"ranks 0 and 1 differ in their dense parameters"),
+    ],
 )
-def test_traps_4_and_5_dense_parameters_that_differ_between_ranks_are_refused_on_every_rank(change: str, difference: str) -> None:
+def test_traps_4_and_5_dense_parameters_that_differ_between_ranks_are_refused_on_every_rank(
+    change: str, difference: str
+) -> None:
     for answer in observed():
         assert answer[change].startswith(difference[:40])
-        assert "rank 1" in answer[change] and "rank 0" in answer[change]
+        assert "rank 1" in answer[change]
+        assert "rank 0" in answer[change]
 
 
 def test_trap_8_moments_of_every_parameter_can_be_read_after_the_first_step() -> None:
@@ -183,7 +215,13 @@ def test_trap_6_partitioned_zero2_is_refused_before_anything_is_built() -> None:
     from tests.distributed.parity import optimizer_config
 
     case = Case(name="refused", partitions=TWO, mode="partitioned", config=zero(2))
-    settings = resolve(case.config, optimizer=optimizer_config(case), micro_batch_size=1, accumulation_steps=1,
-                       num_ranks=2, device_type="cpu")
+    settings = resolve(
+        case.config,
+        optimizer=optimizer_config(case),
+        micro_batch_size=1,
+        accumulation_steps=1,
+        num_ranks=2,
+        device_type="cpu",
+    )
     with pytest.raises(ConfigError, match=r"ZeRO-2 reduces in the order of the backward pass(.|\n)*use a ZeRO-1 file"):
         check(settings, placement=placement_of(case), num_ranks=2, routed=True)

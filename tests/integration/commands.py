@@ -41,7 +41,16 @@ def overrides(folder: Path, *more: str, name: str = "run") -> list[str]:
 
 def environment(folder: Path) -> dict[str, str]:
     """A user's shell on a machine without GPU: no rank variables, no PYTHONPATH, one thread per rank."""
-    hidden = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH"}
+    hidden = {
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "PYTHONPATH",
+    }
     return {key: value for key, value in os.environ.items() if key not in hidden} | {
         "DS_ACCELERATOR": "cpu",
         "CUDA_VISIBLE_DEVICES": "",
@@ -60,7 +69,15 @@ def free_port() -> int:
 
 def launch(folder: Path, arguments: Sequence[str], *, num_ranks: int = 2) -> Finished:
     """``deepspeed --num_gpus N distmoe/train.py ARGUMENTS``, run in ``folder``."""
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(num_ranks), "--master_port", str(free_port())]
+    launcher = [
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "--num_gpus",
+        str(num_ranks),
+        "--master_port",
+        str(free_port()),
+    ]
     return _wait([_start([*launcher, str(TRAIN), *arguments], folder, {})])[0]
 
 
@@ -74,8 +91,15 @@ def run_ranks(folder: Path, arguments: Sequence[str], *, script: Path = TRAIN, n
     port = str(free_port())
     children = []
     for rank in range(num_ranks):
-        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks),
-                     "LOCAL_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        variables = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(num_ranks),
+            "LOCAL_WORLD_SIZE": str(num_ranks),
+            "LOCAL_SIZE": str(num_ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         children.append(_start([sys.executable, str(script), *arguments], folder, variables))
     return _wait(children)
 
@@ -91,8 +115,15 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def _start(command: list[str], folder: Path, variables: dict[str, str]) -> subprocess.Popen[str]:
     folder.mkdir(parents=True, exist_ok=True)
-    return subprocess.Popen(command, cwd=folder, env=environment(folder) | variables, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(folder) | variables,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def _wait(children: list[subprocess.Popen[str]]) -> list[Finished]:

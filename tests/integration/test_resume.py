@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distmoe.checkpoint import store
+from distmoe.checkpoint import folders
 from distmoe.checkpoint.consolidate import read_weights
 from tests.integration.commands import ROOT, Finished, metrics, overrides, run_ranks
 
@@ -29,19 +29,19 @@ def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Pa
     assert [one.code for one in ended] == [0, 0], ended[0].output
     assert "stopped by a signal on another rank after step 3" in ended[0].output
     checkpoints = broken / "run" / "checkpoints"
-    assert [path.name for path in store.steps(checkpoints)] == ["step_3"]
+    assert [path.name for path in folders.steps(checkpoints)] == ["step_3"]
 
     # kill -9 of rank 1 in the middle of step 6: the other rank fails instead of waiting; steps 5 and 6 are lost.
     ended = interrupted(broken, "backward", 3, 1, "SIGKILL")
     assert ended[1].code == -9
     assert ended[0].code not in (0, 2)
-    assert store.latest(checkpoints) == checkpoints / "step_4"
+    assert folders.latest(checkpoints) == checkpoints / "step_4"
 
     # kill -9 of rank 0 in the save of step 6 (a new best) or 8, when all but the folder's name is written.
     ended = interrupted(broken, "rename", 1, 0, "SIGKILL")
     assert ended[0].code == -9
     assert list(checkpoints.glob("step_*.tmp"))
-    assert store.latest(checkpoints) == checkpoints / "step_4"
+    assert folders.latest(checkpoints) == checkpoints / "step_4"
 
     ended = run_ranks(broken, ["--resume", "must", *overrides(broken)])
     assert [one.code for one in ended] == [0, 0], ended[0].output

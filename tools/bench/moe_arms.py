@@ -174,7 +174,7 @@ def deepspeed_autoep(shape: Shape, weights: Weights) -> Arm:
     """DeepSpeed AutoEP replaces layers of known Hugging Face models."""
     if find_spec("deepspeed") is None:
         raise NotRunnableError("deepspeed is not installed")
-    raise NotRunnableError("its presets stop with a TypeError under transformers 5.23 (auto_ep_presets/base.py)")
+    raise NotRunnableError("its presets for Hugging Face models stop with a TypeError (0.19.8 with transformers 5.23)")
 
 
 def megatron_core(shape: Shape, weights: Weights) -> Arm:

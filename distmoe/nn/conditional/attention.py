@@ -61,12 +61,11 @@ class ConditionalAttentionBias(ConditionalModule):
             positions_BS: For packed documents, the position of each token inside its document, int64; the mask must
                 keep documents apart. None: tokens stand at ``0 .. S-1``.
         """
-        length = mask_B11S.shape[-1]
-        values_BRs = self._values(conditioning, min(length, self.blocks_Ls.shape[0]))
+        length, max_length = mask_B11S.shape[-1], self.blocks_Ls.shape[0]
         if positions_BS is None:
-            bias_BSS = self._spread(values_BRs, length)
+            bias_BSS = self._spread(self._values(conditioning, min(length, max_length)), length)
         else:
-            bias_BSS = self._gather(self._values(conditioning, self.blocks_Ls.shape[0]), positions_BS)
+            bias_BSS = self._gather(self._values(conditioning, max_length), positions_BS)
         return torch.where(mask_B11S, bias_BSS.to(dtype).unsqueeze(1), float("-inf"))
 
     @torch.no_grad()
@@ -78,7 +77,7 @@ class ConditionalAttentionBias(ConditionalModule):
     def _values(self, conditioning: Conditioning, num_rows: int) -> Tensor:
         """The block rows of the first positions, ``[B, R, s]`` float32."""
         side = self.blocks_Ls.shape[1]
-        generated_Bm = self.generator(conditioning.task_ids_B, conditioning.z_Bk)
+        generated_Bm = self.generator(conditioning.task_ids_B, conditioning.z_Tk)
         gamma, beta = generated_Bm.unflatten(-1, (2, -1, side)).unbind(1)  # [B, 1 or s, s]
         if self.form == "full":
             repeats = -(-num_rows // side)

@@ -52,14 +52,14 @@ class ConditionalBottleneck(ConditionalModule):
             attended_BSD: The layer's state after attention; read by the published adapter, not by this one.
             conditioning: Tasks of the rows.
         """
-        gamma_BD, beta_BD = self.generator(conditioning.task_ids_B, conditioning.z_Bk).chunk(2, dim=-1)
+        gamma_BD, beta_BD = self.generator(conditioning.task_ids_B, conditioning.z_Tk).chunk(2, dim=-1)
         inner = self.act(F.linear(film(h_BSD, gamma_BD, beta_BD), self.w_down))
         return h_BSD + F.linear(inner, self.w_up)
 
     @torch.no_grad()
     def fold(self, conditioning: Conditioning) -> FoldedBottleneck:
         """Returns the plain adapter of the single row of ``conditioning``."""
-        generated_1m = self.generator(conditioning.task_ids_B, conditioning.z_Bk)
+        generated_1m = self.generator(conditioning.task_ids_B, conditioning.z_Tk)
         gamma_D, beta_D = generated_1m.squeeze(0).chunk(2)
         w_down_rD = self.w_down.float()
         return FoldedBottleneck(

@@ -21,7 +21,7 @@ class ConditionalAttentionConfig(Section):
     )
     form: Literal["vector", "full"] = Field(
         "vector",
-        description="Generated entries: block_side (for all rows of a block), or block_side squared (the paper's form).",
+        description="Generated entries: block_side (for all rows of a block), or its square (the paper's form).",
     )
 
 
@@ -45,8 +45,8 @@ class ConditionalBottleneckConfig(Section):
 class ConditionalConfig(Section):
     mode: Literal["distmoe", "repo"] = Field(
         "distmoe",
-        description="distmoe: exactly the unconditioned model before training. repo: the published code's structure and "
-        "fresh values; of the keys below it reads repo_layout and attention.max_length.",
+        description="distmoe: exactly the unconditioned model before training. repo: the published code's structure "
+        "and fresh values; of the keys below it reads repo_layout and attention.max_length.",
     )
     repo_layout: Literal["base", "large"] = Field(
         "base",
@@ -79,11 +79,12 @@ class ConditionalConfig(Section):
                 expected="at least one of them enabled",
                 remedy="set model.conditional=null for a model without conditional modules",
             )
-        if self.mode == "distmoe" and self.attention.block_side > self.attention.max_length:
+        attention = self.attention
+        if self.mode == "distmoe" and attention.enabled and attention.block_side > attention.max_length:
             raise ConfigError(
                 "a block of conditional attention is larger than the attention bias",
-                got=f"block_side {self.attention.block_side}, max_length {self.attention.max_length}",
-                expected=f"block_side <= {self.attention.max_length}",
+                got=f"block_side {attention.block_side}, max_length {attention.max_length}",
+                expected=f"block_side <= {attention.max_length}",
                 remedy="lower model.conditional.attention.block_side, or raise model.conditional.attention.max_length",
             )
 

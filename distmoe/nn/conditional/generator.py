@@ -23,7 +23,7 @@ class Generator(ConditionalModule):
     """Makes ``m`` numbers per row; a module and layer has one of its own."""
 
     @abstractmethod
-    def forward(self, task_ids_B: Tensor, z_Bk: Tensor | None) -> Tensor:
+    def forward(self, task_ids_B: Tensor, z_Tk: Tensor | None) -> Tensor:
         """Returns ``[B, m]`` in float32, so that ``1 + gamma`` keeps a small gamma in half precision training too."""
 
 
@@ -49,9 +49,9 @@ class LinearGenerator(Generator):
         else:
             init_normal_(self.weight, seed=seed, name=f"{name}.weight", std=std)
 
-    def forward(self, task_ids_B: Tensor, z_Bk: Tensor | None) -> Tensor:
-        assert z_Bk is not None, "a linear generator reads task embeddings"
-        return F.linear(z_Bk, self.weight, self.bias).float()
+    def forward(self, task_ids_B: Tensor, z_Tk: Tensor | None) -> Tensor:
+        assert z_Tk is not None, "a linear generator reads task embeddings"
+        return F.embedding(task_ids_B, F.linear(z_Tk, self.weight, self.bias)).float()
 
 
 class TableGenerator(Generator):
@@ -71,7 +71,7 @@ class TableGenerator(Generator):
     def reset(self, seed: int, name: str, std: float) -> None:
         nn.init.zeros_(self.table_Tm)
 
-    def forward(self, task_ids_B: Tensor, z_Bk: Tensor | None) -> Tensor:
+    def forward(self, task_ids_B: Tensor, z_Tk: Tensor | None) -> Tensor:
         return F.embedding(task_ids_B, self.table_Tm).float()
 
 

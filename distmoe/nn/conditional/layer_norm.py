@@ -61,7 +61,7 @@ class ConditionalLayerNorm(nn.LayerNorm):
         return layer_norm_of(weight_D, bias_D + beta_D, eps=self.eps)
 
     def _generated(self, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
-        generated_Bm = self.generator(conditioning.task_ids_B, conditioning.z_Bk)
+        generated_Bm = self.generator(conditioning.task_ids_B, conditioning.z_Tk)
         if self.form == "scale_only":
             return generated_Bm, torch.zeros_like(generated_Bm)
         gamma_BD, beta_BD = generated_Bm.chunk(2, dim=-1)

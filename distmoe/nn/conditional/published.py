@@ -66,9 +66,9 @@ class PublishedBlock(ConditionalModule):
 
     def forward(self, h_BSD: Tensor, conditioning: Conditioning) -> Tensor:
         """Maps ``[B, S, D]`` to ``[B, S, D]``."""
-        assert conditioning.z_Bk is not None, "the published structure reads embeddings"
-        own = replace(conditioning, z_Bk=self.projection(conditioning.z_Bk))
-        gamma_BD, beta_BD = self.generator(own.task_ids_B, own.z_Bk).chunk(2, dim=-1)
+        assert conditioning.z_Tk is not None, "the published structure reads embeddings"
+        own = replace(conditioning, z_Tk=self.projection(conditioning.z_Tk))
+        gamma_BD, beta_BD = self.generator(own.task_ids_B, own.z_Tk).chunk(2, dim=-1)
         return self.up(self.down(film(h_BSD, gamma_BD, beta_BD)))  # type: ignore[no-any-return]
 
 

@@ -6,7 +6,6 @@ Shape letters: B sequences, T tasks, k width of a task embedding.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distmoe.nn.conditional.conditioning import Conditioning
@@ -15,7 +14,7 @@ from distmoe.nn.init import init_normal_
 
 
 class TaskConditioner(ConditionalModule):
-    """One learned embedding per task, gathered by task id; the gradients of absent tasks are zero, not missing.
+    """One learned embedding per task; the gradients of absent tasks are zero, not missing.
 
     Args:
         num_tasks: T, rows of the table. More rows than tasks leave room to add some without changing any shape.
@@ -49,8 +48,9 @@ class TaskConditioner(ConditionalModule):
         """Returns the conditioning of rows of the given tasks (int64)."""
         if self.z_Tk is None:
             return Conditioning(task_ids_B, None, None)
-        z_Bk = F.embedding(task_ids_B, self.z_Tk)
-        return Conditioning(task_ids_B, z_Bk if self.projection is None else self.projection(z_Bk), z_Bk)
+        # A copy: a partitioned parameter is released behind this forward, and its readers come later.
+        z_Tk = self.z_Tk.clone()
+        return Conditioning(task_ids_B, z_Tk if self.projection is None else self.projection(z_Tk), z_Tk)
 
     def of_task(self, task_id: int) -> Conditioning:
         """The conditioning of a single row of ``task_id``: what folding needs."""

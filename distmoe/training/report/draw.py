@@ -38,32 +38,60 @@ def _sections(history: RunHistory, folder: Path) -> list[str]:
 
     parts = []
     if history.split("validation"):
-        parts.append(html.section(
-            "Scores", "Each task's own metric on validation. Best is the checkpoint with the highest macro score (mean "
-            "over tasks), never a maximum per task; test scores are of the model named above.",
-            _score_table(history), image("score_changes", scores.score_changes, "newest against previous scores"),
-            image("scores", scores.score_curves, "validation scores by step")))
+        parts.append(
+            html.section(
+                "Scores",
+                "Each task's own metric on validation. Best is the checkpoint with the highest macro score (mean "
+                "over tasks), never a maximum per task; test scores are of the model named above.",
+                _score_table(history),
+                image("score_changes", scores.score_changes, "newest against previous scores"),
+                image("scores", scores.score_curves, "validation scores by step"),
+            )
+        )
     if history.train:
-        parts.append(html.section(
-            "Loss", "Mean over the window between two log lines, over all ranks; thick lines are smoothed.",
-            image("loss", loss.total_loss, "mixture loss by step"),
-            image("task_losses", loss.task_losses, "loss of each task by step")))
+        parts.append(
+            html.section(
+                "Loss",
+                "Mean over the window between two log lines, over all ranks; thick lines are smoothed.",
+                image("loss", loss.total_loss, "mixture loss by step"),
+                image("task_losses", loss.task_losses, "loss of each task by step"),
+            )
+        )
     if history.last_routing() is not None:
-        parts.append(html.section(
-            "Routing", "Share of each task's tokens at each expert, and how evenly experts are used. Pictures of routing "
-            "explain scores; they never replace them.",
-            image("routing", routing.heat_maps, "task by expert heat maps"),
-            image("load", routing.load_bars, "load of each expert"),
-            image("load_history", routing.load_curves, "busiest and idlest expert by step")))
+        parts.append(
+            html.section(
+                "Routing",
+                "Share of each task's tokens at each expert, and how evenly experts are used. Pictures of routing "
+                "explain scores; they never replace them.",
+                image("routing", routing.heat_maps, "task by expert heat maps"),
+                image("load", routing.load_bars, "load of each expert"),
+                image("load_history", routing.load_curves, "busiest and idlest expert by step"),
+            )
+        )
     if history.summary.get("grouping", {}).get("layers"):
-        parts.append(html.section(
-            "Task groups", "Tasks in one box share that layer's experts; a deeper layer only ever splits.",
-            image("tree", tree.task_tree, "tree of task groups")))
+        parts.append(
+            html.section(
+                "Task groups",
+                "Tasks in one box share that layer's experts; a deeper layer only ever splits.",
+                image("tree", tree.task_tree, "tree of task groups"),
+            )
+        )
     if history.train:
-        parts.append(html.section("Speed and optimizer", "Per window of the log; evaluation and saving are not counted.",
-                                  image("throughput", throughput.throughput, "speed, gradient norm, learning rate")))
-    parts.append(html.section("Data and configuration", "Sizes after truncation and limits.", _task_table(history),
-                              html.folded("config.yaml", yaml.safe_dump(history.config, sort_keys=False))))
+        parts.append(
+            html.section(
+                "Speed and optimizer",
+                "Per window of the log; evaluation and saving are not counted.",
+                image("throughput", throughput.throughput, "speed, gradient norm, learning rate"),
+            )
+        )
+    parts.append(
+        html.section(
+            "Data and configuration",
+            "Sizes after truncation and limits.",
+            _task_table(history),
+            html.folded("config.yaml", yaml.safe_dump(history.config, sort_keys=False)),
+        )
+    )
     return parts
 
 
@@ -83,8 +111,11 @@ def _headline(history: RunHistory) -> list[tuple[str, str]]:
     for _, evaluation in history.split("test")[-1:]:
         rows.append(("test macro score", f"{evaluation['macro']:.4f}"))
     if history.train:
-        rows += [("final loss", f"{history.train[-1]['loss']:.4f}"), ("steps", f"{history.train[-1]['step']:,}"),
-                 ("tokens per second", f"{throughput.median_speed(history):,.0f}")]
+        rows += [
+            ("final loss", f"{history.train[-1]['loss']:.4f}"),
+            ("steps", f"{history.train[-1]['step']:,}"),
+            ("tokens per second", f"{throughput.median_speed(history):,.0f}"),
+        ]
         skipped = history.train[-1].get("skipped_steps", 0)
         if skipped:
             rows.append(("skipped steps", str(skipped)))
@@ -102,19 +133,36 @@ def _score_table(history: RunHistory) -> str:
     for row in scores.score_rows(history):
         tone = "" if not row.delta else "good" if row.delta > 0 else "bad"
         delta = "–" if row.delta is None else f"{row.delta:+.4f}"
-        rows.append([html.Cell(row.task), html.Cell(row.metric, text=True), html.Cell(_number(row.previous)),
-                     html.Cell(_number(row.current)), html.Cell(delta, tone), html.Cell(_number(row.best)),
-                     html.Cell(_number(row.test) + (" (validation)" if row.test is not None and row.task in without_test else ""))])
+        rows.append(
+            [
+                html.Cell(row.task),
+                html.Cell(row.metric, text=True),
+                html.Cell(_number(row.previous)),
+                html.Cell(_number(row.current)),
+                html.Cell(delta, tone),
+                html.Cell(_number(row.best)),
+                html.Cell(
+                    _number(row.test) + (" (validation)" if row.test is not None and row.task in without_test else "")
+                ),
+            ]
+        )
     header = ("task", "metric", "previous", "newest", "change", "at best macro", "test")
     return html.table(header, rows, total=True, text_columns=2)
 
 
 def _task_table(history: RunHistory) -> str:
     header = ("task", "type", "family", "train", "validation", "test", "truncated", "share of mixture")
-    rows = [[html.Cell(task["name"]), html.Cell(task["kind"], text=True), html.Cell(task.get("family") or "–", text=True),
-             *(html.Cell(f"{task[split]:,}") for split in ("train", "validation", "test")),
-             html.Cell(f"{task['truncated']:,}"), html.Cell(f"{100 * task['weight']:.1f} %")]
-            for task in history.summary.get("tasks", [])]
+    rows = [
+        [
+            html.Cell(task["name"]),
+            html.Cell(task["kind"], text=True),
+            html.Cell(task.get("family") or "–", text=True),
+            *(html.Cell(f"{task[split]:,}") for split in ("train", "validation", "test")),
+            html.Cell(f"{task['truncated']:,}"),
+            html.Cell(f"{100 * task['weight']:.1f} %"),
+        ]
+        for task in history.summary.get("tasks", [])
+    ]
     return html.table(header, rows, text_columns=3) if rows else ""
 
 

@@ -28,9 +28,10 @@ tr.total td { font-weight: 650; border-top: 2px solid var(--line); }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .7rem; margin: 1.3rem 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .65rem .85rem; }
-.tile b { display: block; font-size: 1.25rem; font-weight: 650; } .tile span { font-size: .8rem; color: var(--muted); }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem 1rem; overflow-x: auto;
-  font-size: 12.5px; }
+.tile b { display: block; font-size: 1.25rem; font-weight: 650; }
+.tile span { font-size: .8rem; color: var(--muted); }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem 1rem;
+  overflow-x: auto; font-size: 12.5px; }
 summary { cursor: pointer; color: var(--accent); }
 """
 
@@ -58,14 +59,18 @@ def section(title: str, note: str, *parts: str) -> str:
 
 def tiles(rows: Iterable[tuple[str, str]]) -> str:
     """Headline numbers: (label, value)."""
-    inner = "".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for label, value in rows)
+    inner = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for label, value in rows
+    )
     return f'<div class="tiles">{inner}</div>'
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Cell]], *, total: bool = False, text_columns: int = 1) -> str:
     """A table; ``total`` sets the last row apart."""
     listed = list(rows)
-    head = "".join(f'<th{" class=text" if i < text_columns else ""}>{escape(name)}</th>' for i, name in enumerate(header))
+    head = "".join(
+        f"<th{' class=text' if i < text_columns else ''}>{escape(name)}</th>" for i, name in enumerate(header)
+    )
     body = []
     for index, row in enumerate(listed):
         mark = ' class="total"' if total and index == len(listed) - 1 else ""

@@ -18,13 +18,19 @@ def total_loss(history: RunHistory, theme: Theme) -> Figure:
     axes.plot(steps, losses, color=theme.accent, alpha=0.3, linewidth=1.0)
     axes.plot(steps, smooth(losses), color=theme.accent, linewidth=2.0, label="loss (smoothed)")
     if any(line.get("auxiliary") for line in history.train):
-        parts = [line.get("task_loss", line["loss"]) for line in history.train]
+        parts = [line["task_loss"] for line in history.train]
         axes.plot(steps, smooth(parts), color=theme.second, linewidth=1.5, linestyle="--", label="task part")
     validation = history.split("validation")
     if validation:
         points = [(step, _mean_loss(evaluation)) for step, evaluation in validation]
-        axes.plot(*zip(*points, strict=True), color=theme.muted, marker="o", markersize=4, linewidth=1.0,
-                  label="validation, mean over tasks")
+        axes.plot(
+            *zip(*points, strict=True),
+            color=theme.muted,
+            marker="o",
+            markersize=4,
+            linewidth=1.0,
+            label="validation, mean over tasks",
+        )
     legend(axes, theme, loc="upper right")
     return figure
 
@@ -38,16 +44,25 @@ def task_losses(history: RunHistory, theme: Theme) -> Figure:
     for index, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, index + 1)
         dress(axes, theme, title=name, xlabel="step" if index >= len(names) - columns else None)
-        points = [(line["step"], line["tasks"][name]["loss"]) for line in history.train
-                  if line.get("tasks", {}).get(name, {}).get("loss") is not None]
+        points = [
+            (line["step"], line["tasks"][name]["loss"])
+            for line in history.train
+            if line.get("tasks", {}).get(name, {}).get("loss") is not None
+        ]
         if points:
             steps, losses = zip(*points, strict=True)
             axes.plot(steps, losses, color=theme.accent, alpha=0.3, linewidth=0.8)
             axes.plot(steps, smooth(list(losses)), color=theme.accent, linewidth=1.6, label="train")
         scored = [(step, row["tasks"][name]["loss"]) for step, row in validation if name in row["tasks"]]
         if scored:
-            axes.plot(*zip(*scored, strict=True), color=theme.second, marker="o", markersize=3, linewidth=1.2,
-                      label="validation")
+            axes.plot(
+                *zip(*scored, strict=True),
+                color=theme.second,
+                marker="o",
+                markersize=3,
+                linewidth=1.2,
+                label="validation",
+            )
         if index == 0 and (points or scored):
             legend(axes, theme, loc="best")
     return figure

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from distmoe.training.report.history import RunHistory
@@ -25,7 +26,7 @@ def heat_maps(history: RunHistory, theme: Theme) -> Figure:
     columns = max(1, min(len(layers), int(11 // width)))
     rows = -(-len(layers) // columns)
     figure = new_figure(theme, width * columns, (0.27 * len(names) + 0.95) * rows)
-    image = None
+    image: Any = None
     for index, layer in enumerate(layers):
         axes = figure.add_subplot(rows, columns, index + 1)
         image = _heat_map(axes, theme, layer, routing[layer], names)
@@ -47,8 +48,13 @@ def load_curves(history: RunHistory, theme: Theme) -> Figure:
     figure = new_figure(theme, max(5.0, 2.7 * columns), 2.0 * rows + 0.4)
     for index, layer in enumerate(layers):
         axes = figure.add_subplot(rows, columns, index + 1)
-        dress(axes, theme, title=f"layer {layer_number(layer)}", xlabel="step" if index >= len(layers) - columns else None,
-              ylabel="share of tokens" if index % columns == 0 else None)
+        dress(
+            axes,
+            theme,
+            title=f"layer {layer_number(layer)}",
+            xlabel="step" if index >= len(layers) - columns else None,
+            ylabel="share of tokens" if index % columns == 0 else None,
+        )
         steps = [line["step"] for line in lines]
         shares = np.array([_normalised(line["routing"][layer]["load"]) for line in lines])
         axes.fill_between(steps, shares.min(axis=1), shares.max(axis=1), color=theme.accent, alpha=0.15, linewidth=0)
@@ -71,14 +77,22 @@ def load_bars(history: RunHistory, theme: Theme) -> Figure:
     figure = new_figure(theme, max(5.0, 2.7 * columns), 1.9 * rows + 0.4)
     for index, layer in enumerate(layers):
         axes = figure.add_subplot(rows, columns, index + 1)
-        dress(axes, theme, title=f"layer {layer_number(layer)}", xlabel="expert" if index >= len(layers) - columns else None)
+        dress(
+            axes,
+            theme,
+            title=f"layer {layer_number(layer)}",
+            xlabel="expert" if index >= len(layers) - columns else None,
+        )
         shares = _normalised(routing[layer]["load"])
         num_task_groups = _num_task_groups(history.summary, index)
         per_task_group = max(1, len(shares) // num_task_groups)
-        colours = [theme.accent if num_task_groups == 1 else PALETTE[e // per_task_group % len(PALETTE)] for e in range(len(shares))]
+        colours = [
+            theme.accent if num_task_groups == 1 else PALETTE[e // per_task_group % len(PALETTE)]
+            for e in range(len(shares))
+        ]
         axes.bar(range(len(shares)), shares, color=colours, width=0.75)
         axes.axhline(1 / len(shares), color=theme.muted, linewidth=0.9, linestyle=":")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
@@ -102,8 +116,15 @@ def _heat_map(axes: Axes, theme: Theme, layer: str, counts: dict[str, Any], name
         for task, expert in np.argwhere(table >= 0.005):
             share = table[task, expert]
             dark_cell = share > low if theme.name == "light" else share < low
-            axes.text(expert, task, f"{share:.2f}".lstrip("0") if share < 0.995 else "1", ha="center", va="center",
-                      fontsize=6.5, color="#ffffff" if dark_cell else "#1f2430")
+            axes.text(
+                expert,
+                task,
+                f"{share:.2f}".lstrip("0") if share < 0.995 else "1",
+                ha="center",
+                va="center",
+                fontsize=6.5,
+                color="#ffffff" if dark_cell else "#1f2430",
+            )
     return image
 
 

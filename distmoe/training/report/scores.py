@@ -56,8 +56,15 @@ def score_changes(history: RunHistory, theme: Theme) -> Figure:
         axes.plot([before, row.current], [position, position], color=colour, linewidth=2.5, solid_capstyle="round")
         axes.plot(before, position, "o", color=theme.background, markeredgecolor=theme.muted, markersize=6)
         axes.plot(row.current, position, "o", color=colour, markersize=7)
-        axes.annotate(f"{row.current:.3f}", (max(before, row.current), position), xytext=(8, 0),
-                      textcoords="offset points", va="center", fontsize=8, color=theme.text)
+        axes.annotate(
+            f"{row.current:.3f}",
+            (max(before, row.current), position),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=theme.text,
+        )
     axes.set_yticks(range(len(rows)), [f"{row.task} ({row.metric})" for row in reversed(rows)])
     axes.tick_params(axis="y", colors=theme.text, labelsize=8.5)
     axes.set_ylim(-0.6, len(rows) - 0.4)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -50,8 +51,15 @@ def new_figure(theme: Theme, width: float, height: float) -> Figure:
     return figure
 
 
-def dress(axes: Axes, theme: Theme, *, title: str | None = None, xlabel: str | None = None, ylabel: str | None = None,
-          grid: bool = True) -> None:
+def dress(
+    axes: Axes,
+    theme: Theme,
+    *,
+    title: str | None = None,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    grid: bool = True,
+) -> None:
     """Applies the theme to one pair of axes: no box, thin grid, small type."""
     axes.set_facecolor(theme.background)
     for side, spine in axes.spines.items():
@@ -69,7 +77,7 @@ def dress(axes: Axes, theme: Theme, *, title: str | None = None, xlabel: str | N
         axes.set_ylabel(ylabel, fontsize=8.5, color=theme.muted)
 
 
-def legend(axes: Axes, theme: Theme, **options: object) -> None:
+def legend(axes: Axes, theme: Theme, **options: Any) -> None:
     box = axes.legend(frameon=False, fontsize=8, **options)
     for text in box.get_texts():
         text.set_color(theme.text)

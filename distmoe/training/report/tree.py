@@ -54,17 +54,37 @@ def _distinct(layers: list[list[tuple[int, ...]]]) -> tuple[list[list[tuple[int,
 
 
 def _colour(task_group: tuple[int, ...], partition: list, colour_of: dict[int, str], theme: Theme) -> str:
-    return theme.muted if len(partition) == 1 and len({colour_of[task] for task in task_group}) > 1 else colour_of[task_group[0]]
+    return (
+        theme.muted
+        if len(partition) == 1 and len({colour_of[task] for task in task_group}) > 1
+        else colour_of[task_group[0]]
+    )
 
 
 def _box(axes: Any, column: int, first: int, last: int, colour: str) -> None:
     from matplotlib.patches import FancyBboxPatch
 
-    axes.add_patch(FancyBboxPatch((column - 0.36, first - 0.32), 0.72, last - first + 0.64, linewidth=1.4,
-                                  boxstyle="round,pad=0.0,rounding_size=0.12", edgecolor=colour, facecolor=colour + "33",
-                                  mutation_aspect=1.0))
-    axes.text(column, (first + last) / 2, f"{last - first + 1} task{'s' if last > first else ''}", ha="center",
-              va="center", fontsize=8.5, color=colour)
+    axes.add_patch(
+        FancyBboxPatch(
+            (column - 0.36, first - 0.32),
+            0.72,
+            last - first + 0.64,
+            linewidth=1.4,
+            boxstyle="round,pad=0.0,rounding_size=0.12",
+            edgecolor=colour,
+            facecolor=colour + "33",
+            mutation_aspect=1.0,
+        )
+    )
+    axes.text(
+        column,
+        (first + last) / 2,
+        f"{last - first + 1} task{'s' if last > first else ''}",
+        ha="center",
+        va="center",
+        fontsize=8.5,
+        color=colour,
+    )
 
 
 def _link(axes: Any, theme: Theme, column: int, start: float, end: float) -> None:
@@ -73,8 +93,10 @@ def _link(axes: Any, theme: Theme, column: int, start: float, end: float) -> Non
 
     left, right = column + 0.36, column + 0.64
     middle = (left + right) / 2
-    path = Path([(left, start), (middle, start), (middle, end), (right, end)],
-                [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4])
+    path = Path(
+        [(left, start), (middle, start), (middle, end), (right, end)],
+        [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4],
+    )
     axes.add_patch(PathPatch(path, facecolor="none", edgecolor=theme.muted, linewidth=1.2))
 
 

@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[3])
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from distmoe import train
 

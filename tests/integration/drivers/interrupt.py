@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[3])
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from distmoe import train
 

@@ -107,6 +107,12 @@ def test_float64_and_unaligned_widths_use_the_loop_whatever_the_kernel() -> None
     assert not make_pool("gelu", "grouped_mm", torch.float32).uses_loop(cpu)
 
 
+def test_auto_loops_over_few_experts_and_groups_many() -> None:
+    cpu = torch.device("cpu")
+    assert make_pool("gelu", "auto", torch.float32, num_experts=16).uses_loop(cpu)
+    assert not make_pool("gelu", "auto", torch.float32, num_experts=17).uses_loop(cpu)
+
+
 @pytest.mark.parametrize("kernel", ["loop", "grouped_mm"])
 def test_autocast_decides_the_dtype_and_gradients_keep_the_parameters_dtype(kernel: str) -> None:
     pool = make_pool("gelu", kernel, torch.float32)

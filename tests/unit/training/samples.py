@@ -12,11 +12,13 @@ from distmoe.models.output import ModelOutput
 from distmoe.moe.routing import TokenContext
 from distmoe.tasks import TaskSet, TaskSpec
 
-TASKS = TaskSet((
-    TaskSpec(name="colour", kind="classification", metric="accuracy", labels=("red", "green", "blue"), family="a"),
-    TaskSpec(name="size", kind="regression", metric="pearson", family="b"),
-    TaskSpec(name="shape", kind="classification", metric="accuracy", labels=("round", "square"), family="a"),
-))
+TASKS = TaskSet(
+    (
+        TaskSpec(name="colour", kind="classification", metric="accuracy", labels=("red", "green", "blue"), family="a"),
+        TaskSpec(name="size", kind="regression", metric="pearson", family="b"),
+        TaskSpec(name="shape", kind="classification", metric="accuracy", labels=("round", "square"), family="a"),
+    )
+)
 
 
 def batch(

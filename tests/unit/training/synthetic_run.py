@@ -26,7 +26,9 @@ def train_line(step: int) -> dict:
         "skipped_steps": 0,
         "auxiliary": {"balance": 1.0 + 0.3 * decay},
         "tasks": {name: {"loss": 0.3 + 0.1 * i + decay, "examples": 100} for i, name in enumerate(TASKS)},
-        "routing": {f"layer_{layer}": routing(partition, decay) for layer, partition in zip((1, 3), GROUPING, strict=True)},
+        "routing": {
+            f"layer_{layer}": routing(partition, decay) for layer, partition in zip((1, 3), GROUPING, strict=True)
+        },
     }
 
 
@@ -73,9 +75,20 @@ def write_run(folder: Path, *, num_steps: int = 400, routed: bool = True) -> Pat
     (folder / "result.json").write_text(json.dumps({"ended": "Finished", "step": num_steps, "seconds": 312.4}))
     summary = {
         "num_ranks": 2,
-        "tasks": [{"name": name, "metric": metric, "kind": "classification", "family": None, "train": 2000,
-                   "validation": 300, "test": 300, "truncated": 3 * i, "weight": 1 / 6}
-                  for i, (name, metric) in enumerate(zip(TASKS, METRICS, strict=True))],
+        "tasks": [
+            {
+                "name": name,
+                "metric": metric,
+                "kind": "classification",
+                "family": None,
+                "train": 2000,
+                "validation": 300,
+                "test": 300,
+                "truncated": 3 * i,
+                "weight": 1 / 6,
+            }
+            for i, (name, metric) in enumerate(zip(TASKS, METRICS, strict=True))
+        ],
         "routed_layers": [1, 3] if routed else [],
         "grouping": {"num_tasks": 6, "layers": GROUPING if routed else []},
         "parameters": {"total": 5_400_000, "active": 1_900_000, "per_rank": 3_600_000},

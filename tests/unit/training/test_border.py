@@ -26,7 +26,9 @@ def test_one_bad_micro_batch_makes_the_step_bad() -> None:
 def test_the_error_names_step_task_and_examples() -> None:
     good, good_rows = losses_of([1.0, 2.0], [4, 5])
     bad, bad_rows = losses_of([math.nan, 1.0, math.inf], [7, 8, 9])
-    with pytest.raises(TrainingError, match=r"(?s)the loss of step 12 is not finite.*size#7, size#9\n.*on_nonfinite=skip"):
+    with pytest.raises(
+        TrainingError, match=r"(?s)the loss of step 12 is not finite.*size#7, size#9\n.*on_nonfinite=skip"
+    ):
         refuse_nonfinite(12, [good, bad], [good_rows, bad_rows], TASKS)
 
 

@@ -19,8 +19,18 @@ def config(*overrides: str) -> RunConfig:
     [
         (["parallel.ep_size=3", "model.moe.num_experts=9"], 4, ParallelError, r"got: +4 ranks, parallel.ep_size=3"),
         (["data.batch_size=10"], 4, ConfigError, r"data.batch_size=10, 4 ranks[\s\S]*set data.batch_size=12"),
-        (["data.batch_size=32", "data.micro_batch_size=5"], 2, ConfigError, r"a multiple of 10[\s\S]*data.batch_size=40"),
-        (["model.moe.num_experts=6", "parallel.ep_size=4"], 4, ConfigError, r"got: +model.moe.num_experts=6, parallel.ep_size=4"),
+        (
+            ["data.batch_size=32", "data.micro_batch_size=5"],
+            2,
+            ConfigError,
+            r"a multiple of 10[\s\S]*data.batch_size=40",
+        ),
+        (
+            ["model.moe.num_experts=6", "parallel.ep_size=4"],
+            4,
+            ConfigError,
+            r"got: +model.moe.num_experts=6, parallel.ep_size=4",
+        ),
         (["model.pretrained=/nowhere"], 1, ConfigError, r"not a Hugging Face model folder\n.*/nowhere"),
         (["tasks.source=local", "data.root=/nowhere"], 1, ConfigError, r"data.root is not a folder\n.*/nowhere"),
     ],
@@ -34,14 +44,20 @@ def test_what_does_not_fit_ranks_or_files_is_refused(
 
 def test_a_fitting_configuration_passes(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    check_environment(config(f"model.pretrained={tmp_path}", "parallel.ep_size=2", "data.micro_batch_size=8"), num_ranks=4)
+    check_environment(
+        config(f"model.pretrained={tmp_path}", "parallel.ep_size=2", "data.micro_batch_size=8"), num_ranks=4
+    )
 
 
 @pytest.mark.parametrize(
     ("overrides", "partition", "text"),
     [
         (["model.moe.num_experts=8"], [[0], [1], [2]], r"3 task groups[\s\S]*a multiple of 3[\s\S]*num_experts=9"),
-        (["model.moe.num_experts=6", "parallel.ep_size=2"], [[0, 1], [2]], r"3 experts per task group, parallel.ep_size=2[\s\S]*=8"),
+        (
+            ["model.moe.num_experts=6", "parallel.ep_size=2"],
+            [[0, 1], [2]],
+            r"3 experts per task group, parallel.ep_size=2[\s\S]*=8",
+        ),
         (["model.moe.num_experts=2", "model.moe.top_k=2"], [[0, 1], [2]], r"top_k=2, 1 experts per task group"),
     ],
 )

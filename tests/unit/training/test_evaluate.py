@@ -9,9 +9,11 @@ from tests.unit.training.samples import TASKS, batch, output
 
 
 class Echo:
-    """Answers every row with its label (class tasks as a one-hot), so that all scores are perfect; drops out if training."""
+    """Answers every row with its label (class tasks as a one-hot): all scores are perfect. Drops out if training."""
 
-    device = torch.device("cpu")
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
 
     def __init__(self) -> None:
         self.dropout = nn.Dropout(0.5)
@@ -20,7 +22,9 @@ class Echo:
         logits = torch.full((len(rows.labels_B), 3), -torch.inf)
         for index, (task, label) in enumerate(zip(rows.task_ids_B.tolist(), rows.labels_B.tolist(), strict=True)):
             width = TASKS[task].num_outputs
-            logits[index, :width] = label if TASKS[task].is_regression else 4.0 * nn.functional.one_hot(torch.tensor(int(label)), width)
+            logits[index, :width] = (
+                label if TASKS[task].is_regression else 4.0 * nn.functional.one_hot(torch.tensor(int(label)), width)
+            )
         assert not torch.is_grad_enabled()
         return output(self.dropout(logits))
 
@@ -59,4 +63,6 @@ def test_a_missing_example_is_noticed() -> None:
 
 def test_a_repeated_example_is_noticed() -> None:
     with pytest.raises(AssertionError, match="1 examples were evaluated twice"):
-        evaluate(Echo(), [*BATCHES, batch([1], [0.5], example_ids=[0])], split="validation", tasks=TASKS, sizes=(2, 3, 0))
+        evaluate(
+            Echo(), [*BATCHES, batch([1], [0.5], example_ids=[0])], split="validation", tasks=TASKS, sizes=(2, 3, 0)
+        )

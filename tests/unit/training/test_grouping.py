@@ -41,10 +41,10 @@ def test_a_grouping_that_does_not_fit_is_refused(grouping: object, text: str) ->
         resolve(grouping)
 
 
-def test_tree_lines_indent_deeper_layers() -> None:
-    grouping = TaskGrouping.from_partitions(3, [[[0, 1, 2]], [[0, 2], [1]]])
-    assert tree_lines(grouping, TASKS, [1, 3]) == [
+def test_tree_lines_indent_deeper_layers_and_join_equal_ones() -> None:
+    grouping = TaskGrouping.from_partitions(3, [[[0, 1, 2]], [[0, 2], [1]], [[0, 2], [1]]])
+    assert tree_lines(grouping, TASKS, [1, 3, 5]) == [
         "layer 1 g0: colour, size, shape",
-        "  layer 3 g0: colour, shape",
-        "  layer 3 g1: size",
+        "  layers 3, 5 g0: colour, shape",
+        "  layers 3, 5 g1: size",
     ]

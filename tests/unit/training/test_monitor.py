@@ -8,7 +8,12 @@ import pytest
 from distmoe.errors import ConfigError
 from distmoe.training.monitor import build_monitor, require_trackers, scalars, truncate
 
-LINES = [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 0.5}, {"step": 20, "evaluation": {"macro": 0.1}}, {"step": 30, "loss": 0.4}]
+LINES = [
+    {"step": 10, "loss": 1.0},
+    {"step": 20, "loss": 0.5},
+    {"step": 20, "evaluation": {"macro": 0.1}},
+    {"step": 30, "loss": 0.4},
+]
 
 
 def write(path: Path, lines: list[dict], tail: str = "") -> None:
@@ -61,7 +66,12 @@ def test_wandb_is_refused_when_not_installed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_scalars_are_flattened_and_lists_left_out() -> None:
-    record = {"step": 3, "loss": 1, "tasks": {"a": {"loss": None, "examples": 2}}, "routing": {"layer_1": {"load": [1, 2]}}}
+    record = {
+        "step": 3,
+        "loss": 1,
+        "tasks": {"a": {"loss": None, "examples": 2}},
+        "routing": {"layer_1": {"load": [1, 2]}},
+    }
     assert dict(scalars(record)) == {"loss": 1.0, "tasks/a/examples": 2.0}
 
 

@@ -73,7 +73,9 @@ def routed_output(probs_TE: Tensor, rows: TaskBatch) -> ModelOutput:
     ids_TK = probs_TE.argmax(dim=1, keepdim=True)
     routing = Routing(ids_TK, probs_TE.gather(1, ids_TK), probs_TE, probs_TE.log())
     context = TokenContext(rows.task_ids_B, torch.arange(len(rows.task_ids_B)), len(rows.task_ids_B))
-    return ModelOutput(padded([[0.0] * TASKS[task].num_outputs for task in rows.task_ids_B.tolist()]), (routing,), context)
+    return ModelOutput(
+        padded([[0.0] * TASKS[task].num_outputs for task in rows.task_ids_B.tolist()]), (routing,), context
+    )
 
 
 def test_auxiliary_losses_enter_with_their_weight_and_are_reported_without_it() -> None:

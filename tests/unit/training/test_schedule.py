@@ -11,7 +11,9 @@ def factors(**values: object) -> list[float]:
 
 def test_warm_up_rises_from_one_share_to_one_and_linear_decay_would_reach_zero_after_the_last_step() -> None:
     # 2 warm-up steps, then 8 steps down: 8/8, 7/8, ... 1/8.
-    assert factors(warmup=0.2, kind="linear") == pytest.approx([0.5, 1.0, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+    assert factors(warmup=0.2, kind="linear") == pytest.approx(
+        [0.5, 1.0, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
+    )
 
 
 def test_constant_stays_at_the_peak() -> None:

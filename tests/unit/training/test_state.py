@@ -23,7 +23,9 @@ def draws() -> tuple:
 def test_generators_continue_where_they_were() -> None:
     np.random.normal()  # legacy generators hold a second Gaussian back: it must survive too
     random.gauss(0, 1)
-    saved = {key: value if isinstance(value, Tensor) else json.loads(json.dumps(value)) for key, value in rng_state().items()}
+    saved = {
+        key: value if isinstance(value, Tensor) else json.loads(json.dumps(value)) for key, value in rng_state().items()
+    }
     expected = draws()
     draws()
     set_rng_state(saved)

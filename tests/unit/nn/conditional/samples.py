@@ -95,6 +95,17 @@ def states(rows: int = B, length: int = S, seed: int = 0) -> Tensor:
     return torch.randn(rows, length, D, generator=torch.Generator().manual_seed(seed))
 
 
+def trained(module: nn.Module, std: float = 0.3) -> nn.Module:
+    """Fresh values for conditional modules alone, then stirred."""
+    reset_conditional(module, 0, "m", 0.02)
+    return stirred(module, std)
+
+
+def assert_same(mine: Tensor, expected: Tensor) -> None:
+    """To 1e-6 of the largest entry: states reach 3 to 30 here, and one rounding at 3 is already 1.2e-7."""
+    torch.testing.assert_close(mine / expected.abs().max(), expected / expected.abs().max(), atol=1e-6, rtol=0)
+
+
 def stirred(module: nn.Module, std: float = 0.3) -> nn.Module:
     """Noise on every parameter, as training leaves them: nothing is zero any more."""
     generator = torch.Generator().manual_seed(7)

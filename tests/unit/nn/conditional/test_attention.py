@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distmoe.nn.conditional import ConditionalAttentionBias, Conditioning, TaskConditioner, reset_conditional
+from distmoe.nn.conditional import ConditionalAttentionBias, TaskConditioner
 from distmoe.nn.conditional.attention import AttentionForm
 from distmoe.nn.conditional.generator import GeneratorFactory
-from tests.unit.nn.conditional.samples import stirred
+from tests.unit.nn.conditional.samples import trained
 
 FORMS: list[AttentionForm] = ["vector", "full"]
 L, SIDE, TASKS, K = 8, 3, 3, 5  # blocks of 3, 3 and 2 positions
@@ -20,9 +20,8 @@ def make(form: AttentionForm) -> tuple[ConditionalAttentionBias, TaskConditioner
     generators = GeneratorFactory("linear", TASKS, K)
     bias = ConditionalAttentionBias(max_length=L, block_side=SIDE, form=form, generators=generators)
     conditioner = TaskConditioner(TASKS, K)
-    for module in (bias, conditioner):
-        reset_conditional(module, 0, "m", 0.02)
-        stirred(module)
+    trained(bias)
+    trained(conditioner)
     return bias, conditioner
 
 
@@ -148,10 +147,11 @@ def test_gradients_equal_those_of_the_double_loop(form: AttentionForm) -> None:
         torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_conditioning_of_a_row_decides_and_not_its_place() -> None:
-    bias, conditioner = make("vector")
-    z_Bk = conditioner(torch.tensor([0, 1])).z_Bk
-    swapped = Conditioning(torch.tensor([1, 0]), z_Bk.flip(0), z_Bk.flip(0))
-    mask = everything(2, 4)
-    first = bias(conditioner(torch.tensor([0, 1])), mask, dtype=torch.float32)
-    assert torch.equal(bias(swapped, mask, dtype=torch.float32), first.flip(0))
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_of_a_task_are_bitwise_equal_in_every_batch(form: AttentionForm) -> None:
+    """Whatever their place and company: scores of candidates must not depend on the rest of the pool."""
+    bias, conditioner = make(form)
+    alone = bias(conditioner(torch.tensor([1])), everything(1, 6), dtype=torch.float32)[0]
+    mixed = bias(conditioner(torch.tensor([0, 1, 2, 2, 1])), everything(5, 6), dtype=torch.float32)
+    assert torch.equal(mixed[1], alone)
+    assert torch.equal(mixed[4], alone)

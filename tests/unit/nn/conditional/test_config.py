@@ -60,7 +60,7 @@ def test_a_listed_layer_below_the_first_conditioned_one_is_refused() -> None:
 def test_nothing_left_above_the_first_conditioned_layer_is_refused() -> None:
     only_alignment = config(attention=OFF, layer_norm=OFF, bottleneck=OFF)
     assert conditional_plan(only_alignment, 4).first_layer == 0
-    with pytest.raises(ConfigError, match="(?s)no conditional module is left.*from layer 2"):
+    with pytest.raises(ConfigError, match=r"(?s)no conditional module is left.*from layer 2"):
         conditional_plan(only_alignment, 4, first_layer=2)
 
 

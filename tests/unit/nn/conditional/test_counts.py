@@ -6,13 +6,20 @@ import pytest
 import torch
 from torch import nn
 
+from distmoe.errors import ConfigError
+from distmoe.nn.conditional import TaskConditioner
 from distmoe.nn.conditional.attention import ConditionalAttentionBias
 from distmoe.nn.conditional.counts import ParameterShares, count_added, parameter_shares
 from distmoe.nn.conditional.generator import GeneratorFactory
 from distmoe.nn.conditional.published import PublishedBlock
 from distmoe.nn.conditional.published_models import (
-    BASE, HEADS, LARGE, PublishedSize, freeze_as_published, published_model,
-)  # fmt: skip
+    BASE,
+    HEADS,
+    LARGE,
+    PublishedSize,
+    freeze_as_published,
+    published_model,
+)
 from tests.unit.nn.conditional.samples import EVERYTHING, SmallEncoder
 
 SIZES = {"base": BASE, "large": LARGE}
@@ -107,7 +114,8 @@ def test_the_freeze_table_is_the_published_one_with_its_defect(
     assert shares.frozen == frozen
     assert shares.frozen_added == layers * numel(model["layers"][0]["attention_bias"].generator)
     assert round(100 * shares.frozen_of_total, 1) == of_total
-    assert round(100 * shares.frozen_of_backbone, 1) == of_backbone
+    # 53.646 and 58.148 stand as 53.7 and 58.2 in the table, rounded twice.
+    assert 100 * shares.frozen_of_backbone == pytest.approx(of_backbone, abs=0.06)
     assert round(shares.trainable_to_backbone, 3) == trainable
     assert round(100 * shares.trainable_to_backbone / len(SIZES[size].head_outputs), 1) == per_task
 
@@ -133,14 +141,9 @@ def test_the_published_blocks_cover_the_published_share_of_positions(size: str, 
     )
     torch.nn.init.ones_(bias.blocks_Ls)
     torch.nn.init.zeros_(bias.generator.table_Tm)
-    M_SS = bias(_single_row(), torch.ones(1, 1, 1, 128, dtype=torch.bool), dtype=torch.float32)[0, 0]
+    conditioning = TaskConditioner(1, None).of_task(0)
+    M_SS = bias(conditioning, torch.ones(1, 1, 1, 128, dtype=torch.bool), dtype=torch.float32)[0, 0]
     assert round(100 * M_SS.count_nonzero().item() / 128**2, 1) == share
-
-
-def _single_row():  # type: ignore[no-untyped-def]
-    from distmoe.nn.conditional import TaskConditioner
-
-    return TaskConditioner(1, None)(torch.tensor([0]))
 
 
 @pytest.mark.parametrize(("width", "side", "millions"), [(768, 22, 0.74), (1024, 16, 0.52)])
@@ -175,8 +178,6 @@ def test_added_parameters_of_the_own_mode_by_hand() -> None:
 
 
 def test_a_length_that_does_not_divide_the_published_width_is_refused() -> None:
-    from distmoe.errors import ConfigError
-
     odd = PublishedSize(layout="base", hidden_size=768, num_layers=2, num_heads=12, intermediate_size=8, max_length=100)
     with pytest.raises(ConfigError, match=r"(?s)model width 768, length 100.*divisor of 768.*mode=distmoe"):
         published_model(odd)

@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.unit.nn.conditional.samples import B, EVERYTHING, MASK_B11S, TASKS, SmallEncoder, states, stirred
+from tests.unit.nn.conditional.samples import (
+    EVERYTHING,
+    MASK_B11S,
+    TASKS,
+    B,
+    SmallEncoder,
+    assert_same,
+    states,
+    stirred,
+)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "vector": EVERYTHING,
@@ -49,7 +58,7 @@ def test_the_folded_encoder_is_the_unfolded_one(variant: str) -> None:
     for task in range(TASKS):
         unfolded = encoder(states(), torch.full((B,), task), MASK_B11S)
         folded = _folded_forward(encoder, task, states(), MASK_B11S)
-        torch.testing.assert_close(folded, unfolded, atol=1e-6, rtol=1e-6)
+        assert_same(folded, unfolded)
 
 
 def test_tasks_fold_to_different_constants() -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from distmoe.nn.conditional import ConditionalModule, TaskConditioner, conditional_parameters, reset_conditional
+from distmoe.nn.conditional import TaskConditioner, conditional_parameters, reset_conditional
 from distmoe.nn.conditional.generator import GeneratorFactory, LinearGenerator, TableGenerator
-from tests.unit.nn.conditional.samples import EVERYTHING, REPO, TASK_IDS_B, SmallEncoder
+from tests.unit.nn.conditional.samples import EVERYTHING, MASK_B11S, REPO, TASK_IDS_B, SmallEncoder, states
 
 
 def test_linear_generators_are_affine_in_the_embedding_of_the_row() -> None:
@@ -19,7 +19,7 @@ def test_linear_generators_are_affine_in_the_embedding_of_the_row() -> None:
         generator.bias.copy_(torch.tensor([0.5, 0.0]))
     conditioning = tasks(torch.tensor([1, 3]))
     # z_1 = (3, 4, 5), z_3 = (9, 10, 11)
-    assert generator(conditioning.task_ids_B, conditioning.z_Bk).tolist() == [[3.5, 9.0], [9.5, 21.0]]
+    assert generator(conditioning.task_ids_B, conditioning.z_Tk).tolist() == [[3.5, 9.0], [9.5, 21.0]]
 
 
 def test_table_generators_give_the_row_of_the_task_and_need_no_embedding() -> None:
@@ -28,7 +28,7 @@ def test_table_generators_give_the_row_of_the_task_and_need_no_embedding() -> No
     with torch.no_grad():
         generator.table_Tm.copy_(torch.arange(8.0).view(4, 2))
     conditioning = tasks(torch.tensor([1, 3]))
-    assert conditioning.z_Bk is None
+    assert conditioning.z_Tk is None
     assert generator(conditioning.task_ids_B, None).tolist() == [[2.0, 3.0], [6.0, 7.0]]
 
 
@@ -57,15 +57,15 @@ def test_published_first_values_have_the_published_spread() -> None:
     """Measured on the published code (base): z 0.020, projected z 0.011, generated 0.011 from z and 0.006 from it."""
     width = 768
     tasks = TaskConditioner(9, width, published=True)
-    generator = GeneratorFactory("linear", 9, width, zero=False)(44)
+    generator = GeneratorFactory("linear", 9, width, zero=False)(1536)
     reset_conditional(tasks, 0, "t", 0.02)
     reset_conditional(generator, 0, "g", 0.02)
     conditioning = tasks(torch.arange(9))
     spreads = [
-        conditioning.input_z_Bk.std().item(),
-        conditioning.z_Bk.std().item(),
-        generator(conditioning.task_ids_B, conditioning.input_z_Bk).std().item(),
-        generator(conditioning.task_ids_B, conditioning.z_Bk).std().item(),
+        conditioning.input_z_Tk.std().item(),
+        conditioning.z_Tk.std().item(),
+        generator(conditioning.task_ids_B, conditioning.input_z_Tk).std().item(),
+        generator(conditioning.task_ids_B, conditioning.z_Tk).std().item(),
     ]
     assert spreads == pytest.approx([0.020, 0.011, 0.011, 0.006], rel=0.1)
 
@@ -106,28 +106,33 @@ def test_only_the_matrices_of_bottlenecks_decay() -> None:
     assert decayed == {f"{block}.{part}.weight" for part in ("projection", "down", "up")}
 
 
-def test_every_parameter_is_used_in_the_forward_of_its_own_module() -> None:
+@pytest.mark.parametrize(
+    "values", [EVERYTHING, EVERYTHING | {"generator": "table"}, REPO, REPO | {"repo_layout": "large"}]
+)
+def test_every_parameter_is_used_in_the_forward_of_its_own_module_only(values: dict) -> None:
     """ZeRO-3 gathers a module's own parameters for its forward only: outside of it they are empty."""
-    for values in (EVERYTHING, EVERYTHING | {"generator": "table"}, REPO):
-        encoder, open_modules, wrong = SmallEncoder(values).eval(), [], []
-        owners = {id(p): m for m in encoder.modules() for p in m.parameters(recurse=False)}
-        for module in encoder.modules():
-            module.register_forward_pre_hook(lambda module, _: open_modules.append(module))
-            module.register_forward_hook(lambda *_: open_modules.pop() and None)
+    encoder = SmallEncoder(values).eval()
+    owners = {id(parameter): module for module in encoder.modules() for parameter in module.parameters(recurse=False)}
+    opened: list[nn.Module] = []
+    used: set[int] = set()
+    astray: list[nn.Module] = []
+    for module in encoder.modules():
+        module.register_forward_pre_hook(lambda module, _: opened.append(module))
+        module.register_forward_hook(lambda *_: opened.pop() and None)
 
-        class Watch(torch.overrides.TorchFunctionMode):
-            def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-                for value in (*args, *(kwargs or {}).values()):
-                    if id(value) in owners and open_modules[-1] is not owners[id(value)]:  # noqa: B023
-                        wrong.append((function, owners[id(value)]))  # noqa: B023
-                return function(*args, **(kwargs or {}))
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            for value in (*args, *(kwargs or {}).values()):
+                if id(value) in owners:
+                    used.add(id(value))
+                    if opened[-1] is not owners[id(value)]:
+                        astray.append(owners[id(value)])
+            return function(*args, **(kwargs or {}))
 
-        from tests.unit.nn.conditional.samples import MASK_B11S, states
-
-        with Watch():
-            encoder(states(), TASK_IDS_B, MASK_B11S)
-        assert not wrong
-        assert any(isinstance(owner, ConditionalModule) for owner in owners.values())
+    with Watch():
+        encoder(states(), TASK_IDS_B, MASK_B11S)
+    assert not astray
+    assert used == owners.keys()
 
 
 def test_no_name_contains_the_word_by_which_the_engine_finds_experts() -> None:

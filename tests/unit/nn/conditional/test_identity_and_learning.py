@@ -9,8 +9,19 @@ import torch
 from torch import Tensor
 
 from tests.unit.nn.conditional.samples import (
-    B, D, EVERYTHING, MASK_B11S, REPO, TASK_IDS_B, TASKS, S, SmallEncoder, states, stirred,
-)  # fmt: skip
+    EVERYTHING,
+    MASK_B11S,
+    REPO,
+    TASK_IDS_B,
+    TASKS,
+    B,
+    D,
+    S,
+    SmallEncoder,
+    assert_same,
+    states,
+    stirred,
+)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "all modules": EVERYTHING,
@@ -83,7 +94,8 @@ def test_the_first_backward_reaches_what_zeros_do_not_block() -> None:
         for norm in ("attention_norm", "feed_forward_norm"):
             assert min(_halves(gradients[f"{layer}.{norm}.generator.weight"])) > 0
         gamma, beta = _halves(gradients[f"{layer}.attention_bias.generator.weight"])
-        assert (gamma == 0) and (beta > 0)
+        assert gamma == 0
+        assert beta > 0
         assert gradients[f"{layer}.bottleneck.w_down"].abs().max() == 0
         assert gradients[f"{layer}.bottleneck.generator.weight"].abs().max() == 0
     assert min(_halves(gradients["alignment.generator.weight"])) > 0
@@ -119,15 +131,15 @@ def test_a_mixed_batch_is_its_tasks_one_by_one(values: dict[str, Any]) -> None:
     encoder = stirred(SmallEncoder(values))
     mixed = encoder(states(), TASK_IDS_B, MASK_B11S)
     for task in TASK_IDS_B.unique():
-        rows = TASK_IDS_B == task
+        rows = TASK_IDS_B.eq(task)
         alone = encoder(states()[rows], TASK_IDS_B[rows], MASK_B11S[rows])
-        torch.testing.assert_close(mixed[rows], alone, atol=1e-6, rtol=1e-6)
+        assert_same(mixed[rows], alone)
 
 
 def test_permuting_the_batch_permutes_the_output() -> None:
     encoder, order = stirred(SmallEncoder(EVERYTHING)), torch.tensor([3, 1, 4, 0, 2])
     permuted = encoder(states()[order], TASK_IDS_B[order], MASK_B11S[order])
-    torch.testing.assert_close(permuted, encoder(states(), TASK_IDS_B, MASK_B11S)[order], atol=1e-6, rtol=1e-6)
+    assert_same(permuted, encoder(states(), TASK_IDS_B, MASK_B11S)[order])
 
 
 def test_changing_one_task_leaves_the_rows_of_the_others() -> None:
@@ -153,9 +165,4 @@ def test_longer_padding_changes_nothing_for_real_tokens() -> None:
     encoder = stirred(SmallEncoder(EVERYTHING))
     padded = torch.cat([states(), torch.full((B, 4, D), 50.0)], dim=1)
     mask = torch.cat([MASK_B11S, torch.zeros(B, 1, 1, 4, dtype=torch.bool)], dim=3)
-    torch.testing.assert_close(
-        encoder(padded, TASK_IDS_B, mask)[:, :S],
-        encoder(states(), TASK_IDS_B, MASK_B11S),
-        atol=1e-6,
-        rtol=1e-6,
-    )
+    assert_same(encoder(padded, TASK_IDS_B, mask)[:, :S], encoder(states(), TASK_IDS_B, MASK_B11S))

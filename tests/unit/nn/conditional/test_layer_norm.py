@@ -16,12 +16,12 @@ FORMS: list[LayerNormForm] = ["scale_and_bias", "scale_only", "published"]
 K = 5
 
 
-def make(form: LayerNormForm, *, trained: bool = True) -> tuple[ConditionalLayerNorm, TaskConditioner]:
+def make(form: LayerNormForm, *, trained_values: bool = True) -> tuple[ConditionalLayerNorm, TaskConditioner]:
     norm = ConditionalLayerNorm(D, eps=1e-12, form=form, generators=GeneratorFactory("linear", TASKS, K))
     conditioner = TaskConditioner(TASKS, K)
     for module in (norm, conditioner):
         reset_conditional(module, 0, "m", 0.02)
-        if trained:
+        if trained_values:
             stirred(module)
     return norm, conditioner
 
@@ -70,13 +70,24 @@ def test_gradients_equal_those_of_the_loop(form: LayerNormForm) -> None:
         torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_folds_into_the_plain_layer_norm_of_each_task(form: LayerNormForm) -> None:
+    norm, conditioner = make(form)
+    result = norm(states(), conditioner(TASK_IDS_B))
+    for row, task in enumerate(TASK_IDS_B.tolist()):
+        folded = norm.fold(conditioner.of_task(task))
+        assert type(folded) is nn.LayerNorm
+        torch.testing.assert_close(folded(states()[row]), result[row], atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("form", ["scale_and_bias", "scale_only"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_before_training_it_is_bitwise_the_plain_layer_norm(form: LayerNormForm, dtype: torch.dtype) -> None:
-    norm, conditioner = make(form, trained=False)
+    norm, conditioner = make(form, trained_values=False)
     nn.init.normal_(norm.weight, 1.0, 0.3)
     nn.init.normal_(norm.bias)
     norm.to(dtype)
+    conditioner.to(dtype)
     x_BSD = states().to(dtype)
     plain = F.layer_norm(x_BSD.float(), (D,), norm.weight.float(), norm.bias.float(), norm.eps).to(dtype)
     assert torch.equal(norm(x_BSD, conditioner(TASK_IDS_B)), plain)
@@ -84,16 +95,13 @@ def test_before_training_it_is_bitwise_the_plain_layer_norm(form: LayerNormForm,
 
 def test_half_precision_keeps_a_gamma_below_its_own_resolution() -> None:
     """1 + 2^-10 is 1 in bfloat16; over many entries the mean output must still grow by 2^-10."""
-    norm, conditioner = make("scale_only", trained=False)
-    conditioning = conditioner(torch.zeros(400, dtype=torch.long))
+    norm, conditioner = make("scale_only", trained_values=False)
+    norm.bfloat16()
+    conditioning = conditioner.bfloat16()(torch.zeros(400, dtype=torch.long))
     x_BSD = states(rows=400, length=20).bfloat16()
-    before = norm.bfloat16()(x_BSD, conditioning).float().abs().sum()
+    before = norm(x_BSD, conditioning).float().abs().sum()
     with torch.no_grad():
         norm.generator.bias.fill_(2**-10)
-        norm.generator.weight.zero_()
-    conditioning = type(conditioning)(
-        conditioning.task_ids_B, conditioning.z_Bk.bfloat16(), conditioning.input_z_Bk.bfloat16()
-    )
     after = norm(x_BSD, conditioning).float().abs().sum()
     assert (after / before - 1).item() == pytest.approx(2**-10, rel=0.2)
 

@@ -1,0 +1,70 @@
+"""The checkpoints of a run: which are complete, which is newest or best, which may go.
+
+A folder counts if it has a manifest, because that is written last. While a step is saved a second time, its first
+checkpoint is called ``step_N.old``, and counts as long as there is no ``step_N``.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from distmoe.checkpoint.manifest import MANIFEST_NAME, read_manifest
+from distmoe.log import get_logger
+
+_log = get_logger(__name__)
+
+_STEP = re.compile(r"step_(\d+)(\.old)?")
+
+
+def steps(root: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    found: dict[int, Path] = {}
+    for path in sorted(Path(root).glob("step_*")):  # step_5 before step_5.old
+        match = _STEP.fullmatch(path.name)
+        if match and (path / MANIFEST_NAME).is_file():
+            found.setdefault(int(match[1]), path)
+    return [found[step] for step in sorted(found)]
+
+
+def latest(root: Path) -> Path | None:
+    """The newest complete checkpoint of a run."""
+    found = steps(root)
+    return found[-1] if found else None
+
+
+def best(root: Path) -> Path | None:
+    """The checkpoint with the highest score; of equal ones the earliest. None if none was evaluated."""
+    scored = [(read_manifest(path).score, path) for path in steps(root)]
+    candidates = [(score, path) for score, path in scored if score is not None]
+    return max(candidates, key=lambda pair: pair[0])[1] if candidates else None
+
+
+def prune(root: Path, *, keep_last: int, keep_best: bool) -> list[Path]:
+    """Removes old checkpoints and returns what it removed; call it on rank 0, after a save.
+
+    Args:
+        root: The run's ``checkpoints/``.
+        keep_last: Newest ones that stay.
+        keep_best: Whether the best one stays as well.
+    """
+    kept = set(steps(root)[-keep_last:])
+    if keep_best and (champion := best(root)) is not None:
+        kept.add(champion)
+    removed = [path for path in steps(root) if path not in kept]
+    for path in removed:
+        # Without its manifest the folder is no checkpoint any more, whatever happens to the rest.
+        (path / MANIFEST_NAME).unlink()
+        shutil.rmtree(path)
+    return removed
+
+
+def clean(root: Path) -> None:
+    """Removes what killed saves and killed prunes left, and checkpoints that were saved again."""
+    complete = set(steps(root))
+    for path in Path(root).glob("step_*"):
+        ours = _STEP.fullmatch(path.name) or path.name.endswith(".tmp")
+        if ours and path.is_dir() and path not in complete:
+            _log.info("removing unfinished or replaced checkpoint %s", path)
+            shutil.rmtree(path)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import importlib.metadata
+
+import pytest
+
+from distmoe.engine import compatibility
+from distmoe.errors import ConfigError
+
+
+def test_the_installed_deepspeed_has_every_private_name() -> None:
+    assert compatibility.missing_names() == []
+    compatibility.check_version()
+
+
+def test_the_pin_is_the_one_of_the_project() -> None:
+    requirements = importlib.metadata.requires("distmoe") if _installed() else _from_pyproject()
+    assert any(line.startswith(compatibility.PIN) for line in requirements or [])
+
+
+@pytest.mark.parametrize("version", ["0.19.7", "0.20.0", "1.0"])
+def test_another_version_is_refused_with_the_pin(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    with pytest.raises(ConfigError, match=rf"got:      {version}(.|\n)*pip install 'deepspeed>=0.19.8,<0.20'"):
+        compatibility.check_version()
+
+
+def test_a_missing_private_name_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(compatibility.PRIVATE_NAMES, "deepspeed.utils.groups", ("_GONE",))
+    with pytest.raises(ConfigError, match=r"deepspeed\.utils\.groups\._GONE"):
+        compatibility.check_version()
+
+
+def test_the_marker_has_no_tensors_and_passes_deepspeeds_check() -> None:
+    from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+
+    marker = compatibility.routed_marker(8, 2)
+    assert isinstance(marker, AutoEPMoELayer)
+    assert not list(marker.parameters())
+    assert not list(marker.buffers())
+    assert not marker.state_dict()
+    marker.set_deepspeed_parallelism(False, folding_group_handles=None)
+
+
+def _installed() -> bool:
+    try:
+        return bool(importlib.metadata.version("distmoe"))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def _from_pyproject() -> list[str]:
+    import tomllib
+    from pathlib import Path
+
+    return tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]["dependencies"]
