@@ -66,6 +66,7 @@ class Case:
     partitions: tuple = ONE
     gate: str = "token"
     top_k: int = 2
+    num_experts: int = 12  # per layer; each task group's share is dealt to ep_size ranks
     accumulation: int = 1
     clipping: float = 0.1
     weight_decay: float = 0.05
@@ -121,7 +122,7 @@ def build(case: Case, hosting: Sequence[Any]) -> nn.Module:
         if case.dense
         else MoEConfig(
             layers="all",
-            num_experts=12,
+            num_experts=case.num_experts,
             top_k=case.top_k,
             expert_size=8,
             gate=GateConfig(kind=case.gate, noise="none"),  # type: ignore[arg-type]
@@ -355,7 +356,7 @@ def run_cases(rank: int, cases: Sequence[Case]) -> list[dict[str, Any]]:
     """Worker: trains every case and returns, per case, this rank's trace, fragments and layout."""
     from distmoe.engine.distributed import init_distributed
 
-    init_distributed(timeout_minutes=1)
+    init_distributed(timeout_minutes=5)
     answers = []
     for case in cases:
         engine, _, objective, process_groups = make_engine(case)
