@@ -37,13 +37,26 @@ def config_of(recipe: str) -> RunConfig:
     return resolve(recipe, OVERRIDES.get(recipe, []))
 
 
+def tasks_of(config: RunConfig) -> TaskSet:
+    """Tasks with the recipe's names, whose data is elsewhere; without names, nine tasks of three families."""
+    if config.tasks.names is None:
+        return TASKS
+    return TaskSet(
+        tuple(
+            TaskSpec(name=name, kind="classification", metric="accuracy", labels=("no", "yes"))
+            for name in config.tasks.names
+        )
+    )
+
+
 def placement_of(config: RunConfig, num_ranks: int) -> Placement | None:
-    """The recipe's placement for nine tasks of three families, as a run on ``num_ranks`` would build it."""
+    """The recipe's placement as a run on ``num_ranks`` would build it."""
     if config.model.moe is None:
         return None
-    grouping = resolve_grouping(config.structure, TASKS, num_layers=2)
-    check_structure(config, TASKS, grouping)
-    weights = [1 / len(TASKS)] * len(TASKS)
+    tasks = tasks_of(config)
+    grouping = resolve_grouping(config.structure, tasks, num_layers=2)
+    check_structure(config, tasks, grouping)
+    weights = [1 / len(tasks)] * len(tasks)
     parallel = config.parallel
     return place(grouping, weights, num_ranks=num_ranks, ep_size=parallel.ep_size, mode=parallel.placement)
 
