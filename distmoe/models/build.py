@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from distmoe.errors import ConfigError
 from distmoe.models.config import ModelConfig
 from distmoe.models.encoder import Encoder
-from distmoe.models.freezing import first_trainable_layer, freeze_parts
+from distmoe.models.freezing import first_trainable_layer, freeze_parts, frozen_layers
 from distmoe.models.heads import TaskHeads
 from distmoe.models.layer import EncoderLayer
 from distmoe.models.layer_plan import routed_layers
@@ -131,6 +132,17 @@ def _reset_feed_forward(feed_forward: FeedForward | RoutedFeedForward, seed: int
         pool.reset(seed, f"{name}.pools.{key}", std)  # type: ignore[operator, union-attr]
     if feed_forward.shared_mlp is not None:
         feed_forward.shared_mlp.reset(seed, f"{name}.shared_mlp", std)
+
+
+def check_layers(config: ModelConfig, shape: EncoderShape) -> None:
+    """Refuses frozen and conditioned layers that do not fit the encoder, before anything is built.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    frozen_layers(config.freeze, shape.num_layers)
+    with torch.device("meta"):
+        _build_conditional(config, shape, num_tasks=1)
 
 
 def _build_conditional(config: ModelConfig, shape: EncoderShape, *, num_tasks: int) -> ConditionalParts | None:

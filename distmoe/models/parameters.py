@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import nn
 
+from distmoe.models.heads import TaskHeads
 from distmoe.nn.conditional.module import conditional_parameters
 
 RoleKind = Literal["dense", "gate", "head", "pool"]
@@ -45,6 +46,17 @@ def parameter_roles(model: nn.Module, *, frozen: bool = False) -> dict[str, Role
         name: _role(name, routed, decay=conditional.get(name, name not in no_decay and not _is_bias(name)))
         for name in names
     }
+
+
+def added_parameters(model: nn.Module) -> frozenset[str]:
+    """Names of what stands on top of a pretrained backbone: conditional modules and heads."""
+    heads = {
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if isinstance(module, TaskHeads)
+        for name, _ in module.named_parameters()
+    }
+    return frozenset(heads | conditional_parameters(model).keys())
 
 
 def _role(name: str, routed: list[int], *, decay: bool) -> Role:

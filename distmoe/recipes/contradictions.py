@@ -19,6 +19,7 @@ def check(config: RunConfig) -> None:
     """
     _check_source(config)
     _check_shape(config)
+    _check_freeze(config)
     if config.model.moe is None:
         _check_dense(config)
     else:
@@ -64,6 +65,25 @@ def _check_shape(config: RunConfig) -> None:
             got=f"data.max_length={config.data.max_length}, model.max_positions={model.max_positions}",
             expected=f"data.max_length <= {model.max_positions}",
             remedy="shorten data.max_length, or raise model.max_positions",
+        )
+
+
+def _check_freeze(config: RunConfig) -> None:
+    model = config.model
+    if model.freeze != "none" and model.pretrained is None:
+        raise ConfigError(
+            "layers that are never trained would stay random",
+            got=f"model.freeze={model.freeze}, model.pretrained=null",
+            expected="a pretrained encoder, or model.freeze=none",
+            remedy="add model.pretrained=HF_DIR, or set model.freeze=none",
+        )
+    conditional = model.conditional
+    if conditional is not None and conditional.condition_from == "first_trainable" and model.freeze == "none":
+        raise ConfigError(
+            "condition_from=first_trainable has no frozen layers to stay above",
+            got="model.conditional.condition_from=first_trainable, model.freeze=none",
+            expected="frozen layers, or condition_from=embeddings",
+            remedy="set model.freeze=lower_half, or model.conditional.condition_from=embeddings",
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from distmoe.engine import ds_config, supported
 from distmoe.engine.ds_config import DeepSpeedSettings
+from distmoe.models.build import check_layers
 from distmoe.models.layer_plan import routed_layers
 from distmoe.models.shape import EncoderShape, resolve_shape
 from distmoe.parallel.config import ParallelConfig
@@ -80,6 +81,7 @@ def make_plan(config: RunConfig, env: RankEnv) -> Plan:
     sources = open_sources(config)
     shape = resolve_shape(config.model, sources.vocab_size, sources.pad_token_id)
     check_positions(config, shape.max_positions)
+    check_layers(config.model, shape)
     layers = routed_layers(config.model.moe, shape.num_layers)
     grouping = resolve_grouping(config.structure, sources.tasks, len(layers))
     check_structure(config, sources.tasks, grouping)

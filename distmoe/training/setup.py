@@ -20,6 +20,7 @@ from distmoe.checkpoint import store
 from distmoe.checkpoint.import_hf import load_pretrained
 from distmoe.checkpoint.manifest import read_manifest
 from distmoe.checkpoint.run_files import write_run_files
+from distmoe.checkpoint.shares import parameter_shares_of
 from distmoe.data.sources.base import Split
 from distmoe.engine.engine import Engine
 from distmoe.engine.initialize import initialize
@@ -28,6 +29,7 @@ from distmoe.models.build import build_model
 from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.moe.statistics import RoutingStatistics
+from distmoe.nn.conditional.counts import ParameterShares
 from distmoe.parallel import process_groups
 from distmoe.parallel.env import RankEnv
 from distmoe.parallel.placement import Placement
@@ -133,6 +135,7 @@ class _Hosted:
 
     engine: Engine
     parameters: summary.ParameterCount
+    shares: ParameterShares
     traffic: tuple[TrafficCounter, ...]
 
 
@@ -148,7 +151,7 @@ def _host_model(config: RunConfig, plan: Plan, placement: Placement, agreement: 
             model, settings=plan.settings, optimizer=config.optimizer, process_groups=groups, placement=placement
         )
     )
-    return _Hosted(engine, parameters, traffic)
+    return _Hosted(engine, parameters, parameter_shares_of(engine.tensor_records()), traffic)
 
 
 def _build_model(config: RunConfig, plan: Plan, groups: process_groups.ProcessGroups) -> MultiTaskEncoder:
@@ -178,6 +181,7 @@ def _announce(
         grouping=plan.grouping,
         placement=placement,
         parameters=hosted.parameters,
+        shares=hosted.shares,
         settings=plan.settings,
     )
     write_json(folder.path / SUMMARY_FILE, facts.to_json())

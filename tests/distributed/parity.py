@@ -23,9 +23,9 @@ from distmoe.data.batch import TaskBatch
 from distmoe.engine.config import OptimizerConfig
 from distmoe.models.build import build_model
 from distmoe.models.config import ModelConfig
+from distmoe.models.freezing import Freeze
 from distmoe.models.parameters import parameter_roles
 from distmoe.models.shape import EncoderShape
-from distmoe.models.freezing import Freeze
 from distmoe.moe.config import AuxiliaryLossConfig, GateConfig, MoEConfig
 from distmoe.nn.conditional.config import ConditionalConfig
 from distmoe.nn.conditional.module import conditional_parameters
@@ -104,6 +104,13 @@ def zero(stage: int, **sections: Any) -> dict[str, Any]:
 BF16 = {"enabled": True}
 FP16 = {"enabled": True, "loss_scale": 0, "initial_scale_power": 8}
 OFFLOAD = {"device": "cpu"}
+# Every conditional module in every layer, on task sets that are disjoint between ranks.
+COND: dict[str, Any] = {
+    "embedding_size": 3,
+    "attention": {"layers": "all", "block_side": 3, "max_length": 5},
+    "layer_norm": {"layers": "all"},
+    "bottleneck": {"layers": "all"},
+}
 
 
 def grouping_of(case: Case) -> TaskGrouping:

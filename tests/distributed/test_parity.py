@@ -17,6 +17,7 @@ from distmoe.engine.supported import TABLE, Row, combination, lookup
 from tests.distributed.harness import run_ranks
 from tests.distributed.parity import (
     BF16,
+    COND,
     FP16,
     OFFLOAD,
     ONE,
@@ -41,13 +42,6 @@ Z3 = {"stage3_param_persistence_threshold": 0}
 SPLIT = {"mode": "partitioned", "gate": "task", "top_k": 1}
 LOW = {"gate": "task", "top_k": 1}  # task-level routes do not flip by rounding
 BF16_SUMS = {"grad_accum_dtype": "bf16"}
-# Every conditional module in every layer, on task sets that are disjoint between ranks.
-COND: dict[str, Any] = {
-    "embedding_size": 3,
-    "attention": {"layers": "all", "block_side": 3, "max_length": 5},
-    "layer_norm": {"layers": "all"},
-    "bottleneck": {"layers": "all"},
-}
 HALF = {"conditional": COND, "freeze": "lower_half"}
 
 CASES = (

@@ -126,9 +126,7 @@ def test_absent_tasks_get_exactly_zero_gradients() -> None:
 def test_recomputation_changes_no_gradient(layers: str) -> None:
     gradients = []
     for checkpointing in (False, True):
-        config = model_config(
-            LAYERS[layers], conditional=conditional(), activation_checkpointing=checkpointing
-        )
+        config = model_config(LAYERS[layers], conditional=conditional(), activation_checkpointing=checkpointing)
         model = stirred(make_model(config)).train()
         loss_of(model, make_batch()).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
@@ -150,7 +148,8 @@ def test_weight_decay_spares_what_modulates() -> None:
     model = make_model(model_config(LAYERS["routed"], conditional=conditional()))
     roles = parameter_roles(model)
     added = conditional_parameters(model)
-    assert added and {roles[name].kind for name in added} == {"dense"}
+    assert added
+    assert {roles[name].kind for name in added} == {"dense"}
     assert {name.rsplit(".", 1)[1] for name in added if roles[name].decay} == {"w_down", "w_up"}
 
 
