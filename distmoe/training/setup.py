@@ -21,6 +21,7 @@ from distmoe.checkpoint.import_hf import load_pretrained
 from distmoe.checkpoint.manifest import read_manifest
 from distmoe.checkpoint.run_files import write_run_files
 from distmoe.checkpoint.shares import parameter_shares_of
+from distmoe.data.loader import StepLoader
 from distmoe.data.sources.base import Split
 from distmoe.engine.engine import Engine
 from distmoe.engine.initialize import initialize
@@ -49,6 +50,7 @@ from distmoe.training.run_folder import SUMMARY_FILE, RunFolder, claim, write_js
 from distmoe.training.selection import BestScore
 from distmoe.training.state import TrainerState
 from distmoe.training.trainer import Trainer
+from distmoe.training.uncertainty import Scorer, UncertaintyLoader
 from distmoe.training.window import LossWindow
 
 _log = get_logger(__name__)
@@ -84,7 +86,7 @@ def build_run(config: RunConfig, *, folder: RunFolder, resume: str, agreement: A
     if env.rank == 0:
         _announce(config, folder, plan, data, placement, hosted)
     state = TrainerState(best=BestScore(patience=config.run.early_stop))
-    loader = data.train_loader(placement, rank=env.rank, pin_memory=engine.device.type == "cuda")
+    loader = agreement.run(lambda: _build_loader(config, data, placement, engine, rank=env.rank))
     eval_loader = data.eval_loader(placement, rank=env.rank, pin_memory=engine.device.type == "cuda")
     objective = Objective(
         plan.tasks,
@@ -95,6 +97,7 @@ def build_run(config: RunConfig, *, folder: RunFolder, resume: str, agreement: A
         device=engine.device,
     )
     journal = _build_journal(config, folder, plan, hosted, auxiliary_names=objective.auxiliary_names, rank=env.rank)
+    journal.accounts = loader.accounts
     checkpoints = Checkpoints(
         folder.checkpoints,
         config=config,
@@ -127,6 +130,20 @@ def build_run(config: RunConfig, *, folder: RunFolder, resume: str, agreement: A
         state=state,
     )
     return Run(trainer=trainer, checkpoints=checkpoints, journal=journal, evaluate=evaluate_split, state=state)
+
+
+def _build_loader(config: RunConfig, data: RunData, placement: Placement, engine: Engine, *, rank: int) -> StepLoader:
+    pin_memory, sampling = engine.device.type == "cuda", config.data.sampling
+    if sampling.strategy != "uncertainty":
+        return data.train_loader(placement, rank=rank, pin_memory=pin_memory)
+    scorer = Scorer(
+        data.tasks,
+        regression_score=sampling.regression_score,
+        label_variances=[float(split.labels_N.var()) for split in data.encoded.train],
+        device=engine.device,
+    )
+    pools = data.pool_loader(placement, rank=rank, pin_memory=pin_memory)
+    return UncertaintyLoader(pools, engine=engine, scorer=scorer)
 
 
 @dataclass(frozen=True)
