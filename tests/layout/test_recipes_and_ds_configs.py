@@ -67,7 +67,7 @@ def test_a_recipe_is_checked_and_names_its_run_after_itself(recipe, tmp_path):
     config = config_of(recipe)
     if config.model.pretrained is not None:
         (tmp_path / "config.json").write_text("{}")
-        config.model.pretrained = str(tmp_path)
+        config = resolve(recipe, [*OVERRIDES[recipe], f"model.pretrained={tmp_path}"])
     assert config.run.name == recipe
     check_environment(config, num_ranks=2)
 
