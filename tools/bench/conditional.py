@@ -6,8 +6,8 @@
     python tools/bench/conditional.py --quick --json OUT.json
 
 Three tables, all ratios inside one loop (protocol: README.md): 1. forward + backward with each module and all of them,
-to the plain encoder; 2. a conditional LayerNorm whose constants are gathered by task id, to a loop over tasks; 3. a step of
-uncertainty sampling, to (T + 3) / 3 plain steps.
+to the plain encoder; 2. a conditional LayerNorm whose constants are gathered by task id, to a loop over tasks; 3. a
+step of uncertainty sampling, to (T + 3) / 3 plain steps.
 """
 
 from __future__ import annotations
