@@ -52,6 +52,7 @@ def export(checkpoint: Path | str, out: Path | str, *, tokenizer: Path | str | N
     _check_target(out)
     manifest = read_manifest(checkpoint)
     config = build(ModelConfig, manifest.config.get("model", {}))
+    _check_exportable(config)
     tasks, grouping = TaskSet.from_json(manifest.tasks), TaskGrouping.from_json(manifest.grouping)
     tokenizer_folder = find_tokenizer(checkpoint, manifest.config) if tokenizer is None else Path(tokenizer)
     weights = read_weights(checkpoint)
@@ -136,6 +137,7 @@ def write_export(
         CheckpointError: If ``out`` holds something that is not an export, or the tokenizer cannot be loaded.
     """
     _check_target(out)
+    _check_exportable(config)
     tensors, routed_entries = exported_tensors(model, config=config, grouping=grouping)
     draft = out.with_name(f"{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
@@ -260,6 +262,16 @@ def _stacked(routed: RoutedFeedForward, part: str) -> Tensor:
     """One tensor over all experts: task group 0's first, then task group 1's, ..."""
     pools = [routed.pools[f"g{task_group}"] for task_group in range(len(routed.pools))]
     return torch.cat([getattr(pool, part) for pool in pools])
+
+
+def _check_exportable(config: ModelConfig) -> None:
+    if config.conditional is not None:
+        raise CheckpointError(
+            "the exported modelling code has no conditional modules, so the export would compute something else",
+            got="a checkpoint with model.conditional",
+            expected="model.conditional=null",
+            remedy="use the checkpoint with distmoe itself",
+        )
 
 
 def _check_target(out: Path) -> None:

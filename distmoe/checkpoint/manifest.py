@@ -30,11 +30,13 @@ class TensorRecord:
         kind: ``trainable`` (fp32 master weight and two moments), ``frozen`` or ``buffer``.
         shape: Global shape.
         dtype: Of a frozen parameter or buffer; masters are float32.
+        added: Whether it stands on top of the backbone: conditional modules and heads.
     """
 
     kind: str
     shape: tuple[int, ...]
     dtype: str
+    added: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,9 @@ def read_manifest(folder: Path) -> Manifest:
                 remedy="install a newer distmoe",
             )
         values["tensors"] = {
-            name: TensorRecord(record["kind"], tuple(record["shape"]), record["dtype"])
+            name: TensorRecord(
+                record["kind"], tuple(record["shape"]), record["dtype"], bool(record.get("added", False))
+            )
             for name, record in values["tensors"].items()
         }
         values["files"] = {

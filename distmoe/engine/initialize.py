@@ -52,13 +52,15 @@ def initialize(
     """
     import deepspeed
 
+    # Frozen experts are no less distributed: untagged, DeepSpeed would overwrite them with rank 0's at the start.
+    held = dict(parameter_roles(model, frozen=True) if roles is None else roles)
     roles = dict(parameter_roles(model) if roles is None else roles)
-    pools = [name for name, role in roles.items() if role.kind == "pool"]
+    pools = [name for name, role in held.items() if role.kind == "pool"]
     num_ranks = dist.get_world_size()
     supported.check(settings, placement=placement, num_ranks=num_ranks, routed=bool(pools))
     _check_device(settings)
     replica_classes = process_groups.replica_classes if pools else ()
-    tag_pools(model, roles=roles, replica_classes=replica_classes)
+    tag_pools(model, roles=held, replica_classes=replica_classes)
     param_groups = build_param_groups(model, roles=roles, replica_classes=replica_classes, optimizer=optimizer)
     needs_symmetry = settings.stage >= 2 or settings.overlap_comm
     check_ranks(model, param_groups, replica_classes, needs_symmetry=needs_symmetry)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from distmoe.checkpoint import folders, store
 from distmoe.checkpoint.config import CheckpointConfig
-from distmoe.data.loader import TrainLoader
+from distmoe.data.loader import StepLoader
 from distmoe.engine.engine import Engine
 from distmoe.log import get_logger
 from distmoe.seed import seed_all
@@ -45,7 +45,7 @@ class Checkpoints:
         *,
         config: RunConfig,
         engine: Engine,
-        loader: TrainLoader,
+        loader: StepLoader,
         journal: Journal,
         state: TrainerState,
         tasks: TaskSet,

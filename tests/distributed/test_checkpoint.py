@@ -19,6 +19,7 @@ from distmoe.checkpoint.store import clean, latest, steps
 from tests.distributed.harness import RankError, run_ranks
 from tests.distributed.parity import (
     BF16,
+    COND,
     FP16,
     OFFLOAD,
     TASKS,
@@ -54,8 +55,8 @@ SAME = (
     ZERO1_EP2,
     PARTITIONED,
     _case("zero0 dense", dense=True, config=zero(0)),
-    _case("zero1 frozen", frozen=True),
-    _case("zero3 frozen", frozen=True, config=zero(3, **Z3)),
+    _case("zero1 conditional, half frozen", conditional=COND, freeze="lower_half", ep_size=2),
+    _case("zero3 conditional, half frozen", conditional=COND, freeze="lower_half", config=zero(3, **Z3)),
     _case("zero1 bf16", config=zero(1, bf16=BF16)),
     _case("zero3 bf16", config=zero(3, bf16=BF16)),
     _case("zero2 fp16", config=zero(2, fp16=FP16)),

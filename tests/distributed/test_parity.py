@@ -17,6 +17,7 @@ from distmoe.engine.supported import TABLE, Row, combination, lookup
 from tests.distributed.harness import run_ranks
 from tests.distributed.parity import (
     BF16,
+    COND,
     FP16,
     OFFLOAD,
     ONE,
@@ -43,6 +44,7 @@ Z3 = {"stage3_param_persistence_threshold": 0}
 SPLIT = {"mode": "partitioned", "gate": "task", "top_k": 1}
 LOW = {"gate": "task", "top_k": 1}  # task-level routes do not flip by rounding
 BF16_SUMS = {"grad_accum_dtype": "bf16"}
+HALF = {"conditional": COND, "freeze": "lower_half"}
 
 CASES = (
     # one rank
@@ -73,8 +75,8 @@ CASES = (
     Case(name="zero3 ep2, two micro-batches", ep_size=2, accumulation=2, config=zero(3, **Z3)),
     Case(name="zero3, fixed routes, overlap", gate="fixed", top_k=1, config=zero(3, overlap_comm=True)),
     Case(name="zero3 skipped step", skipped_steps=(2,), accumulation=2, config=zero(3)),
-    Case(name="zero1, frozen embeddings", frozen=True, ep_size=2),
-    Case(name="zero3, frozen embeddings", frozen=True, ep_size=2, config=zero(3, **Z3)),
+    Case(name="zero1, frozen embeddings", freeze="embeddings", ep_size=2),
+    Case(name="zero3, frozen embeddings", freeze="embeddings", ep_size=2, config=zero(3, **Z3)),
     Case(name="zero1 dense", dense=True, config=zero(1)),
     Case(name="zero2 dense", dense=True, config=zero(2)),
     Case(name="zero3 dense", dense=True, config=zero(3, **Z3)),
@@ -91,7 +93,22 @@ CASES = (
     Case(name="zero1 fp16 partitioned", **SPLIT, partitions=TWO, config=zero(1, fp16=FP16)),
     Case(name="zero2 fp16", **LOW, ep_size=2, config=zero(2, fp16=FP16), accumulation=2),
     Case(name="zero3 fp16", **LOW, config=zero(3, fp16=FP16)),
+    Case(name="zero0 dense conditional", dense=True, conditional=COND, config=zero(0)),
+    Case(name="zero1 conditional, lower half frozen", **HALF, ep_size=2, accumulation=2, checkpointing=True),
+    Case(name="zero1 conditional partitioned, lower half frozen", **HALF, mode="partitioned", partitions=TWO),
+    Case(name="zero2 conditional", conditional=COND, ep_size=2, config=zero(2), idle_rank=1),
+    Case(name="zero3 conditional, lower half frozen", **HALF, ep_size=2, config=zero(3, **Z3)),
+    Case(
+        name="zero3 dense conditional, tables, from the first trainable layer",
+        dense=True,
+        freeze="lower_half",
+        conditional={"condition_from": "first_trainable", "generator": "table", "attention": {"block_side": 3}},
+        config=zero(3, **Z3),
+    ),
+    Case(name="zero2 bf16 conditional, lower half frozen", **LOW, **HALF, ep_size=2, config=zero(2, bf16=BF16)),
     # four ranks
+    Case(name="zero1 conditional ep2", num_ranks=4, ep_size=2, conditional=COND, accumulation=2),
+    Case(name="zero2 conditional ep4, lower half frozen", num_ranks=4, ep_size=4, **HALF, config=zero(2)),
     Case(name="zero1 ep4", num_ranks=4, ep_size=4, config=zero(1)),
     Case(name="zero2 ep4, two micro-batches", num_ranks=4, ep_size=4, accumulation=2, config=zero(2)),
     Case(
