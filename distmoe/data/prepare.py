@@ -143,8 +143,11 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> 
 
 def _log(tasks: TaskSet, encoded: EncodedTasks, reports: list[SplitReport]) -> None:
     for report in reports:
-        limited = f", {report.num_dropped} left out by data.max_train_examples" if report.num_dropped else ""
-        _logger.info("%s %s: %d examples%s", report.task, report.split, report.num_examples, limited)
+        _logger.debug("%s %s: %d examples", report.task, report.split, report.num_examples)
+    dropped = [report for report in reports if report.num_dropped]
+    if dropped:
+        shown = ", ".join(f"{r.task} {r.split} {r.num_dropped}" for r in dropped)
+        _logger.warning("examples left out by data.max_train_examples: %s", shown)
     cut = [report for report in reports if report.num_truncated]
     if cut:
         shown = ", ".join(f"{r.task} {r.split} {r.num_truncated} of {r.num_examples}" for r in cut)

@@ -1,6 +1,6 @@
 """Starting and ending torch.distributed under DeepSpeed, without the surprises of a CPU machine.
 
-Measured on gloo (specs of DeepSpeed 0.19.8): every CPU ``init_distributed`` compiles a shared-memory extension, which
+Measured on gloo with DeepSpeed 0.19.8: every CPU ``init_distributed`` compiles a shared-memory extension, which
 needs a compiler, takes a minute and hangs silently behind a stale lock; and a process that leaves gloo's threads
 running at exit aborts now and then with "terminate called without an active exception".
 """

@@ -20,9 +20,9 @@ from distmoe.nn.init import init_normal_
 
 Kernel = Literal["auto", "grouped_mm", "loop"]
 
-# Up to how many experts on a rank the loop wins. CUDA: TransformerEngine #2939 saw plain matmuls twice as fast with few
-# large experts. CPU: 0.99 against 1.04 times a dense part at 8 experts, 1.16 against 1.33 at 16, 1.52 against 1.38 at 32
-# (D 128, F 512, 2,048 rows, biases; torch 2.13).
+# Up to how many experts on a rank the loop wins. CUDA: TransformerEngine #2939 saw plain matmuls twice as fast with
+# few large experts. CPU: 0.99 against 1.04 times a dense part at 8 experts, 1.16 against 1.33 at 16, 1.52 against 1.38
+# at 32 (D 128, F 512, 2,048 rows, biases; torch 2.13).
 _LOOP_UP_TO = {"cpu": 16, "cuda": 4}
 
 

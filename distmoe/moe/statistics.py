@@ -128,7 +128,7 @@ class RoutingStatistics:
         )
 
     def state_dict(self, all_reduce: AllReduce | None = None) -> dict[str, list[Any]]:
-        """The counters of all ranks as plain values, for a checkpoint between two log lines. Every rank must call it."""
+        """The counters of all ranks as plain values, for a checkpoint between log lines. Every rank must call it."""
         parts = (self._rows_LME.double(), self._sums_L3)
         rows, sums = parts if all_reduce is None else (all_reduce(part.clone()) for part in parts)
         return {"rows": rows.long().tolist(), "sums": sums.tolist()}

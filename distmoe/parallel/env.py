@@ -104,6 +104,15 @@ def device(env: RankEnv) -> torch.device:
     return torch.device("cuda", env.local_rank)
 
 
+def share_cores(env: RankEnv) -> None:
+    """Gives each rank of a machine its share of the cores, unless ``OMP_NUM_THREADS`` says otherwise.
+
+    torch starts a thread per core in every process; ranks that compute on the CPU then wait for each other.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // env.local_world_size))
+
+
 def _accept_launcher(environ: MutableMapping[str, str]) -> None:
     if "LOCAL_WORLD_SIZE" not in environ and "LOCAL_SIZE" in environ:
         environ["LOCAL_WORLD_SIZE"] = environ["LOCAL_SIZE"]

@@ -10,7 +10,7 @@ import torch
 from distmoe.checkpoint import folders
 from distmoe.engine.distributed import init_distributed
 from distmoe.log import get_logger
-from distmoe.parallel.env import device, read_env
+from distmoe.parallel.env import device, read_env, share_cores
 from distmoe.training.agreement import Agreement
 from distmoe.training.config import RunConfig
 from distmoe.training.contradictions import check_environment
@@ -48,11 +48,11 @@ def train(config: RunConfig, *, resume: str, stop: StopSignal) -> Outcome:
     env = read_env()
     check_environment(config, num_ranks=env.world_size)
     require_trackers(wandb=config.run.wandb)
+    share_cores(env)
     on = device(env)
     if on.type == "cuda":
-        torch.cuda.set_device(
-            on
-        )  # collectives of Python objects use the current device: without this, all ranks' first
+        # Collectives of Python objects use the current device; without this it is the first one on every rank.
+        torch.cuda.set_device(on)
     init_distributed(timeout_minutes=config.parallel.timeout_minutes)
     agreement = Agreement()
     folder = agreement.from_rank_0(lambda: open_run(config, resume=resume, latest=folders.latest))

@@ -126,7 +126,7 @@ class Facts:
         kind = "dense" if moe is None else f"gate {moe.gate.kind}, {moe.num_experts} experts, top {moe.top_k}"
         head = (
             f"model: {kind}; parameters: {count.total:,} total, {count.active:,} active per token, "
-            f"{count.per_rank:,} on a rank"
+            f"{count.per_rank:,} on rank 0"
         )
         return [head, *(f"  {line}" for line in tree_lines(self.grouping, self.tasks, self.routed_layers))]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.commands import Finished, launch, metrics, overrides
+from tests.integration.commands import Finished, launch, metrics, overrides, run_alone
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -65,7 +65,7 @@ def test_truncated_texts_are_counted_and_reported(finished: Finished, folder: Pa
 
 def test_the_same_command_again_has_nothing_to_do(finished: Finished, folder: Path) -> None:
     before = (folder / "run" / "metrics.jsonl").read_bytes()
-    again = launch(folder, overrides(folder, "run.report=true", "data.max_length=8", "parallel.ep_size=2"))
+    again = run_alone(folder, overrides(folder, "data.max_length=8"))
     assert again.code == 0
     assert "has ended already" in again.output
     assert (folder / "run" / "metrics.jsonl").read_bytes() == before

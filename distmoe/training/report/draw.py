@@ -57,7 +57,7 @@ def _sections(history: RunHistory, folder: Path) -> list[str]:
                 image("task_losses", loss.task_losses, "loss of each task by step"),
             )
         )
-    if history.last_routing() is not None:
+    if history.recent_routing():
         parts.append(
             html.section(
                 "Routing",

@@ -50,12 +50,19 @@ class RunHistory:
         """(step, evaluation) of one split."""
         return [(line["step"], line["evaluation"]) for line in self.evaluations if line["evaluation"]["split"] == name]
 
-    def last_routing(self) -> tuple[int, Record] | None:
-        """(step, routing) of the newest line that has one; routing maps the model layer to its counts."""
-        for line in reversed(self.train):
-            if line.get("routing"):
-                return line["step"], line["routing"]
-        return None
+    def recent_routing(self, num_lines: int = 10) -> Record:
+        """Model layer -> ``load`` and ``tasks``, added up over the newest lines; empty for a dense run.
+
+        One line may hold no example of a rare task, whose row would be blank.
+        """
+        found: Record = {}
+        for line in [line for line in self.train if line.get("routing")][-num_lines:]:
+            for layer, counts in line["routing"].items():
+                sums = found.setdefault(layer, {"load": [0] * len(counts["load"]), "tasks": {}})
+                sums["load"] = _add(sums["load"], counts["load"])
+                for task, row in counts["tasks"].items():
+                    sums["tasks"][task] = _add(sums["tasks"].get(task, [0] * len(row)), row)
+        return found
 
 
 def read_history(folder: Path) -> RunHistory:
@@ -87,6 +94,10 @@ def read_history(folder: Path) -> RunHistory:
         train=tuple(line for line in lines if "loss" in line),
         evaluations=tuple(line for line in lines if "evaluation" in line),
     )
+
+
+def _add(left: list[int], right: list[int]) -> list[int]:
+    return [a + b for a, b in zip(left, right, strict=True)]
 
 
 def _json(path: Path) -> Record:

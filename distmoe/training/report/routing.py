@@ -16,9 +16,7 @@ from distmoe.training.report.style import PALETTE, Theme, dress, grid_shape, leg
 
 def heat_maps(history: RunHistory, theme: Theme) -> Figure:
     """Per routed layer: share of a task's tokens at each expert (rows add up to 1); lines part the task groups."""
-    found = history.last_routing()
-    assert found is not None, "a dense run has no heat map"
-    step, routing = found
+    routing = history.recent_routing()
     layers = sorted(routing, key=layer_number)
     names = history.task_names
     num_experts = len(routing[layers[0]]["load"])
@@ -34,7 +32,7 @@ def heat_maps(history: RunHistory, theme: Theme) -> Figure:
         if index % columns:
             axes.set_yticklabels([])
     bar = figure.colorbar(image, ax=figure.axes, shrink=0.8, aspect=30, pad=0.01)
-    bar.set_label(f"share of the task's tokens, step {step}", fontsize=8, color=theme.muted)
+    bar.set_label("share of the task's tokens, last 10 log lines", fontsize=8, color=theme.muted)
     bar.ax.tick_params(colors=theme.muted, labelsize=7.5, length=0)
     bar.outline.set_visible(False)  # type: ignore[operator]
     return figure
@@ -68,10 +66,8 @@ def load_curves(history: RunHistory, theme: Theme) -> Figure:
 
 
 def load_bars(history: RunHistory, theme: Theme) -> Figure:
-    """Per routed layer: the newest share of every expert, coloured by task group."""
-    found = history.last_routing()
-    assert found is not None, "a dense run has no expert load"
-    _, routing = found
+    """Per routed layer: the recent share of every expert, coloured by task group."""
+    routing = history.recent_routing()
     layers = sorted(routing, key=layer_number)
     rows, columns = grid_shape(len(layers))
     figure = new_figure(theme, max(5.0, 2.7 * columns), 1.9 * rows + 0.4)

@@ -52,8 +52,9 @@ def config(tmp_path, **changes):
     return DataConfig(cache_dir=str(tmp_path), **{"max_length": 6, **changes})
 
 
-def test_every_split_is_encoded_and_reported(tmp_path):
+def test_every_split_is_encoded_and_reported(tmp_path, caplog):
     encoded, reports = encode_tasks(TASKS, Table(), TOKENIZER, config(tmp_path, max_train_examples=2))
+    assert "left out by data.max_train_examples: class train 1" in caplog.text
     assert encoded.train_sizes == (2, 2)
     assert encoded.pad_token_id == 0
     assert reports == [

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
 import torch
 
 from distmoe.errors import ParallelError
-from distmoe.parallel.env import RankEnv, device, read_env
+from distmoe.parallel.env import RankEnv, device, read_env, share_cores
 
 _LAUNCHER = {
     "RANK": "5",
@@ -141,3 +142,21 @@ def _pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+def test_ranks_share_the_cores_of_their_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    share_cores(RankEnv(0, 4, 0, 4))
+    share_cores(RankEnv(0, 16, 0, 16))
+    assert given == [2, 1]
+
+
+def test_a_number_of_threads_set_by_the_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    share_cores(RankEnv(0, 2, 0, 2))
+    assert given == []

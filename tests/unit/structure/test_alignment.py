@@ -95,6 +95,12 @@ def test_the_assignment_is_the_best_of_all_permutations():
         assert best_permutation(scores).tolist() == list(best)
 
 
+def test_a_gain_below_rounding_is_no_reason_to_permute():
+    scores = torch.ones(6, 6, dtype=torch.float64) + 1e-13 * torch.eye(6, dtype=torch.float64).flip(0)
+    assert best_permutation(scores).tolist() == list(range(6))
+    assert best_permutation(scores + 1e-3 * torch.eye(6).flip(0)).tolist() == [5, 4, 3, 2, 1, 0]
+
+
 def test_equal_units_stay_in_place():
     assert best_permutation(torch.ones(6, 6)).tolist() == list(range(6))
     tensors = FeedForwardTensors(torch.ones(4, 3), torch.zeros(4), torch.ones(3, 4), torch.zeros(3))

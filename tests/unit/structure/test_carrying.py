@@ -50,6 +50,15 @@ def test_layer_ten_is_not_mistaken_for_layer_one():
     assert sources["layers.10.g1.w"] == ("layers.10.g3.w",)
 
 
+def test_task_groups_with_two_digits_are_read_as_one_number():
+    before = TaskGrouping.one_per_task(13, 1)
+    after = apply_merges(before, [Merge(0, ((0,), (1,)))])
+    old, new = ([f"layers.1.g{index}.w" for index in range(count)] for count in (13, 12))
+    sources = name_sources(old, new, before, after, prefixes=["layers.1.g"])
+    assert sources["layers.1.g0.w"] == ("layers.1.g0.w", "layers.1.g1.w")
+    assert sources["layers.1.g11.w"] == ("layers.1.g12.w",)
+
+
 def test_a_tensor_without_a_source_is_an_error():
     with pytest.raises(CheckpointError, match=r"got: +no source: adapter\.weight; left over: none"):
         name_sources(names(BEFORE), [*names(AFTER), "adapter.weight"], BEFORE, AFTER, prefixes=PREFIXES)

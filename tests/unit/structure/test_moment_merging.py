@@ -71,6 +71,16 @@ def test_the_second_moment_is_never_below_the_square_of_the_first():
     assert (square >= mean.square() * (1 - 1e-12)).all()
 
 
+def test_a_jump_of_the_gradient_does_not_push_the_second_moment_below_the_square_of_the_first():
+    """After 200 zeros and 5 ones the fast mean is 0.4, its square above the slow second moment: a negative variance."""
+    step = 205
+    jump = adam([torch.zeros(1, dtype=torch.float64)] * 200 + [torch.ones(1, dtype=torch.float64)] * 5)
+    assert jump.square / (1 - BETAS[1] ** step) < (jump.mean / (1 - BETAS[0] ** step)).square()
+    merged = sum_moments([jump, jump], step=step, betas=BETAS)
+    mean, square = merged.mean / (1 - BETAS[0] ** step), merged.square / (1 - BETAS[1] ** step)
+    assert square.item() == pytest.approx(mean.square().item(), rel=1e-12)
+
+
 @pytest.mark.parametrize("step", [20, 100, 1000])
 def test_bias_correction_makes_the_update_right_from_the_start(step: int):
     """Independent noise. Without the correction the error is 0.6, 0.3 and 0.1 at step 20, 100 and 1000."""

@@ -113,9 +113,15 @@ def test_the_last_partition_is_kept_when_none_reaches_the_threshold():
     assert found.accepted == ((0, 1),)
 
 
-def test_a_similarity_equal_to_the_threshold_is_not_accepted():
-    assert find_partition(matrix(2, {(0, 1): 0.8}), threshold=0.8).accepted == ()
-    assert find_partition(matrix(2, {(0, 1): 0.800001}), threshold=0.8).accepted == ((0, 1),)
+@pytest.mark.parametrize("exact_up_to", [0, 5])
+def test_a_similarity_equal_to_the_threshold_is_not_accepted(exact_up_to: int):
+    at = find_partition(matrix(2, {(0, 1): 0.8}), threshold=0.8, exact_up_to=exact_up_to)
+    above = find_partition(matrix(2, {(0, 1): 0.800001}), threshold=0.8, exact_up_to=exact_up_to)
+    assert (at.accepted, above.accepted) == ((), ((0, 1),))
+
+
+def test_average_linkage_does_not_join_at_the_threshold():
+    assert find_partition(matrix(2, {(0, 1): 0.8}), threshold=0.8, exact_up_to=0).partition == ((0,), (1,))
 
 
 @pytest.mark.parametrize("exact_up_to", [0, 5])

@@ -58,7 +58,7 @@ def test_start_up_lines_name_tasks_truncation_groups_placement_and_deepspeed() -
     text = "\n".join(facts.lines(config, device="cpu"))
     assert "colour  accuracy      1,000       50        0       7  50.0 %" in text
     assert "10 examples were longer than data.max_length=128 and were cut" in text
-    assert "1,000 total, 600 active per token, 800 on a rank" in text
+    assert "1,000 total, 600 active per token, 800 on rank 0" in text
     assert "layers 1, 3 g0: colour, shape" in text
     assert "ranks 0: colour, shape" in text
     assert "ranks 1: size" in text

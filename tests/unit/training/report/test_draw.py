@@ -54,3 +54,13 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_smoothing_of_a_constant_is_the_constant() -> None:
     assert smooth([2.0] * 5) == pytest.approx([2.0] * 5)
+
+
+def test_recent_routing_adds_up_the_newest_lines(tmp_path: Path) -> None:
+    history = read_history(write_run(tmp_path / "run", num_steps=100))
+    lines = [line["routing"]["layer_3"] for line in history.train]
+    found = history.recent_routing(num_lines=2)["layer_3"]
+    assert found["load"] == [a + b for a, b in zip(lines[-2]["load"], lines[-1]["load"], strict=True)]
+    assert found["tasks"]["cola"] == [
+        a + b for a, b in zip(*(line["tasks"]["cola"] for line in lines[-2:]), strict=True)
+    ]
