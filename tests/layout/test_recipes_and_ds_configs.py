@@ -49,7 +49,17 @@ def placement_of(config: RunConfig, num_ranks: int) -> Placement | None:
 
 
 def test_what_ships_is_what_the_docs_name():
-    assert available() == ["demo", "dense", "glue", "nlu", "nlu_dense", "partitioned", "superglue", "token_moe"]
+    assert available() == [
+        "add_task",
+        "demo",
+        "dense",
+        "glue",
+        "nlu",
+        "nlu_dense",
+        "partitioned",
+        "superglue",
+        "token_moe",
+    ]
     assert DS_CONFIGS == [
         "zero0_fp32", "zero1_bf16", "zero1_fp32", "zero2_bf16", "zero2_fp16", "zero2_offload", "zero3_bf16",
     ]  # fmt: skip

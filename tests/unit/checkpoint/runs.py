@@ -71,7 +71,11 @@ def write_run(
         "step": STEP,
         "tasks": tasks.to_json(),
         "grouping": grouping.to_json(),
-        "config": {"run": {"name": "trial", "seed": 0}, "model": config.model_dump()},
+        "config": {
+            "run": {"name": "trial", "seed": 0},
+            "data": {"max_length": config.max_positions},
+            "model": config.model_dump(),
+        },
         "optimizer": {"adam_step": STEP, "skipped_steps": 0, "loss_scaler": {}},
         "tensors": records,
     }
