@@ -114,7 +114,8 @@ def _write_part(
              for name, record in manifest.tensors.items()
              if part == "fp32" or record.kind == "trainable"}  # fmt: skip
     shares = list(_shares(sizes, file_bytes))
-    stem, weight_map = STEMS[part], {}
+    stem = STEMS[part]
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shares, start=1):
         file = f"{stem}-{number:05d}-of-{len(shares):05d}.safetensors"
         tensors = _read(checkpoint, part, names)
