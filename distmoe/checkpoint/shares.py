@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from distmoe.checkpoint.manifest import TensorRecord
 from distmoe.nn.conditional.counts import ParameterShares
@@ -31,3 +32,13 @@ def shares_text(shares: ParameterShares) -> str:
         f"frozen / total {shares.frozen_of_total:.3f}, frozen / backbone {shares.frozen_of_backbone:.3f}, "
         f"trainable / backbone {shares.trainable_to_backbone:.3f}"
     )
+
+
+def shares_json(shares: ParameterShares) -> dict[str, float]:
+    """Counts and ratios as plain values."""
+    return asdict(shares) | {
+        "total": shares.total,
+        "frozen_of_total": shares.frozen_of_total,
+        "frozen_of_backbone": shares.frozen_of_backbone,
+        "trainable_to_backbone": shares.trainable_to_backbone,
+    }

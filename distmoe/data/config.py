@@ -56,6 +56,10 @@ class TasksConfig(Section):
     )
     names: list[str] | None = Field(None, description="Tasks in order; null: all that the source offers.")
     suite: SuiteConfig = Field(default_factory=SuiteConfig)
+    folders: dict[str, str] = Field(
+        default_factory=dict,
+        description="Task name -> folder with task.json: tasks besides those of the source, for example an added one.",
+    )
     hub: dict[str, HubTaskConfig] = Field(default_factory=dict, description="Task name -> where it is on the hub.")
 
 

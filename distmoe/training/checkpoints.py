@@ -102,6 +102,8 @@ class Checkpoints:
         """
         manifest = store.check(folder, tasks=self._tasks, grouping=self._grouping)
         loaded = self._engine.load_state(folder, manifest=manifest)
+        if not loaded.trainer_state:  # tools/edit_tasks.py wrote it: weights and moments of a run that begins
+            return
         self._state.load_state_dict(loaded.trainer_state["progress"])
         self._loader.load_state_dict(loaded.trainer_state["data"])
         self._journal.load_state_dict(loaded.trainer_state["journal"])

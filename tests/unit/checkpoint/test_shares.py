@@ -1,16 +1,9 @@
-"""The three ratios, from the tensors of a checkpoint and through the command that prints them."""
+"""The three ratios, from the tensors of a checkpoint."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-import pytest
-
 from distmoe.checkpoint.manifest import TensorRecord
-from distmoe.checkpoint.shares import parameter_shares_of, shares_text
-from tests.unit.checkpoint.test_convert_tools import _main_of
-from tests.unit.checkpoint.test_manifest import manifest
+from distmoe.checkpoint.shares import parameter_shares_of, shares_json, shares_text
 
 # Backbone 6 + 4 = 10, of which 6 are frozen; additions 2 + 3 = 5.
 TENSORS = {
@@ -33,14 +26,6 @@ def test_the_line_names_all_three_ratios() -> None:
     assert "frozen / total 0.400, frozen / backbone 0.600, trainable / backbone 0.900" in text
 
 
-def test_inspect_checkpoint_prints_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    manifest(tensors=TENSORS).write(tmp_path)
-    assert _main_of("inspect_checkpoint")([str(tmp_path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["parameters"]["frozen_of_backbone"] == 0.6
-    assert _main_of("inspect_checkpoint")([str(tmp_path)]) == 0
-    assert "trainable / backbone 0.900" in capsys.readouterr().out
-
-
-def test_inspect_checkpoint_refuses_another_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _main_of("inspect_checkpoint")([str(tmp_path / "nothing")]) == 2
-    assert "not a complete checkpoint" in capsys.readouterr().err
+def test_plain_values_hold_counts_and_ratios() -> None:
+    values = shares_json(parameter_shares_of(TENSORS))
+    assert (values["total"], values["frozen_of_backbone"], values["trainable_to_backbone"]) == (15, 0.6, 0.9)
