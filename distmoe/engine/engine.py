@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distmoe.checkpoint import store
 from distmoe.checkpoint.fragments import Fragment
 from distmoe.checkpoint.global_view import GlobalView
-from distmoe.checkpoint.manifest import Manifest
+from distmoe.checkpoint.manifest import Manifest, TensorRecord
 from distmoe.checkpoint.store import LoadedState
 from distmoe.engine import compatibility
 from distmoe.engine.config import OptimizerConfig
@@ -128,6 +128,10 @@ class Engine:
     def eval_mode(self) -> None:
         self._ds.eval()
 
+    def tensor_records(self) -> dict[str, TensorRecord]:
+        """Every global tensor over all ranks, by name; collective."""
+        return tensor_records(self.module, self.views)
+
     def fragments(self) -> list[Fragment]:
         """Everything this rank owns of the training state; the data is the state itself, not a copy."""
         prepare_states(self._ds.optimizer)
@@ -175,7 +179,7 @@ class Engine:
                 "loss_scaler": compatibility.loss_scaler_state(self._ds.optimizer),
             },
             topology=dict(self._topology),
-            tensors=tensor_records(self.module, self.views),
+            tensors=self.tensor_records(),
         )
         return store.save(
             Path(root), manifest=manifest, fragments=fragments, trainer_state=trainer_state, rank_state=rank_state

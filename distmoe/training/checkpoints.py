@@ -11,7 +11,7 @@ from pathlib import Path
 
 from distmoe.checkpoint import folders, store
 from distmoe.checkpoint.config import CheckpointConfig
-from distmoe.data.loader import TrainLoader
+from distmoe.data.loader import StepLoader
 from distmoe.engine.engine import Engine
 from distmoe.log import get_logger
 from distmoe.seed import seed_all
@@ -45,7 +45,7 @@ class Checkpoints:
         *,
         config: RunConfig,
         engine: Engine,
-        loader: TrainLoader,
+        loader: StepLoader,
         journal: Journal,
         state: TrainerState,
         tasks: TaskSet,
@@ -102,6 +102,8 @@ class Checkpoints:
         """
         manifest = store.check(folder, tasks=self._tasks, grouping=self._grouping)
         loaded = self._engine.load_state(folder, manifest=manifest)
+        if not loaded.trainer_state:  # tools/edit_tasks.py wrote it: weights and moments of a run that begins
+            return
         self._state.load_state_dict(loaded.trainer_state["progress"])
         self._loader.load_state_dict(loaded.trainer_state["data"])
         self._journal.load_state_dict(loaded.trainer_state["journal"])

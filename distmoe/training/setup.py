@@ -20,6 +20,8 @@ from distmoe.checkpoint import store
 from distmoe.checkpoint.import_hf import load_pretrained
 from distmoe.checkpoint.manifest import read_manifest
 from distmoe.checkpoint.run_files import write_run_files
+from distmoe.checkpoint.shares import parameter_shares_of
+from distmoe.data.loader import StepLoader
 from distmoe.data.sources.base import Split
 from distmoe.engine.engine import Engine
 from distmoe.engine.initialize import initialize
@@ -28,6 +30,7 @@ from distmoe.models.build import build_model
 from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.moe.statistics import RoutingStatistics
+from distmoe.nn.conditional.counts import ParameterShares
 from distmoe.parallel import process_groups
 from distmoe.parallel.env import RankEnv
 from distmoe.parallel.placement import Placement
@@ -47,6 +50,7 @@ from distmoe.training.run_folder import SUMMARY_FILE, RunFolder, claim, write_js
 from distmoe.training.selection import BestScore
 from distmoe.training.state import TrainerState
 from distmoe.training.trainer import Trainer
+from distmoe.training.uncertainty import Scorer, UncertaintyLoader
 from distmoe.training.window import LossWindow
 
 _log = get_logger(__name__)
@@ -82,7 +86,7 @@ def build_run(config: RunConfig, *, folder: RunFolder, resume: str, agreement: A
     if env.rank == 0:
         _announce(config, folder, plan, data, placement, hosted)
     state = TrainerState(best=BestScore(patience=config.run.early_stop))
-    loader = data.train_loader(placement, rank=env.rank, pin_memory=engine.device.type == "cuda")
+    loader = agreement.run(lambda: _build_loader(config, data, placement, engine, rank=env.rank))
     eval_loader = data.eval_loader(placement, rank=env.rank, pin_memory=engine.device.type == "cuda")
     objective = Objective(
         plan.tasks,
@@ -93,6 +97,7 @@ def build_run(config: RunConfig, *, folder: RunFolder, resume: str, agreement: A
         device=engine.device,
     )
     journal = _build_journal(config, folder, plan, hosted, auxiliary_names=objective.auxiliary_names, rank=env.rank)
+    journal.accounts = loader.accounts
     checkpoints = Checkpoints(
         folder.checkpoints,
         config=config,
@@ -127,12 +132,27 @@ def build_run(config: RunConfig, *, folder: RunFolder, resume: str, agreement: A
     return Run(trainer=trainer, checkpoints=checkpoints, journal=journal, evaluate=evaluate_split, state=state)
 
 
+def _build_loader(config: RunConfig, data: RunData, placement: Placement, engine: Engine, *, rank: int) -> StepLoader:
+    pin_memory, sampling = engine.device.type == "cuda", config.data.sampling
+    if sampling.strategy != "uncertainty":
+        return data.train_loader(placement, rank=rank, pin_memory=pin_memory)
+    scorer = Scorer(
+        data.tasks,
+        regression_score=sampling.regression_score,
+        label_variances=[float(split.labels_N.var()) for split in data.encoded.train],
+        device=engine.device,
+    )
+    pools = data.pool_loader(placement, rank=rank, pin_memory=pin_memory)
+    return UncertaintyLoader(pools, engine=engine, scorer=scorer)
+
+
 @dataclass(frozen=True)
 class _Hosted:
     """The model in its engine, and what could be seen of it before."""
 
     engine: Engine
     parameters: summary.ParameterCount
+    shares: ParameterShares
     traffic: tuple[TrafficCounter, ...]
 
 
@@ -148,7 +168,7 @@ def _host_model(config: RunConfig, plan: Plan, placement: Placement, agreement: 
             model, settings=plan.settings, optimizer=config.optimizer, process_groups=groups, placement=placement
         )
     )
-    return _Hosted(engine, parameters, traffic)
+    return _Hosted(engine, parameters, parameter_shares_of(engine.tensor_records()), traffic)
 
 
 def _build_model(config: RunConfig, plan: Plan, groups: process_groups.ProcessGroups) -> MultiTaskEncoder:
@@ -178,6 +198,7 @@ def _announce(
         grouping=plan.grouping,
         placement=placement,
         parameters=hosted.parameters,
+        shares=hosted.shares,
         settings=plan.settings,
     )
     write_json(folder.path / SUMMARY_FILE, facts.to_json())

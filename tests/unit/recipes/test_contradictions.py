@@ -28,6 +28,18 @@ from distmoe.recipes import resolve
             ["model.moe.top_k=3"],
             r"cannot be shared by top_k[\s\S]*intermediate_size=512, model\.moe\.top_k=3",
         ),
+        ("demo", ["model.freeze=lower_half"], r"would stay random[\s\S]*model\.freeze=lower_half[\s\S]*HF_DIR"),
+        (
+            "demo",
+            ["model.conditional.condition_from=first_trainable"],
+            r"no frozen layers to stay above[\s\S]*model\.freeze=none[\s\S]*lower_half",
+        ),
+        ("demo", ["model.conditional.alignement.enabled=false"], r"unknown key 'model\.conditional\.alignement'"),
+        (
+            "demo",
+            ["model.conditional.attention.block_side=200"],
+            r"larger than the attention bias[\s\S]*128",
+        ),
         ("demo", ["model.moe.layers=[1, 4]"], r"must name existing layers[\s\S]*0 to 3"),
         ("demo", ["model.moe.layers=[1, 1]"], r"must name existing layers, each once"),
         ("demo", ["model.moe.layers=[]"], r"must name existing layers[\s\S]*model\.moe=null for a dense model"),
@@ -49,6 +61,8 @@ def test_a_contradiction_is_refused(recipe, overrides, message):
         ("token_moe", ["model.moe.top_k=3", "model.moe.expert_size=128"]),
         ("demo", ["model.moe.gate.kind=fixed", "model.moe.gate.table=random"]),
         ("demo", ["model.moe.layers=[0, 3]"]),
+        ("demo", ["model.conditional.mode=distmoe"]),
+        ("demo", ["model.pretrained=folder", "model.freeze=[0]", "model.conditional.condition_from=first_trainable"]),
         # a pretrained folder brings its own shape, which is checked where it is read
         ("demo", ["model.pretrained=folder", "model.num_heads=3", "model.moe.layers=[1, 11]", "data.max_length=512"]),
     ],
