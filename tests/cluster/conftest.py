@@ -1,4 +1,4 @@
-"""The cluster of ``tests/cluster``: started once, skipped with the reason where Slurm cannot be had.
+"""The cluster of ``tests/cluster``: started per file (a killed node stays away), skipped where Slurm cannot be had.
 
 ``DISTMOE_REQUIRE_SLURM=1`` turns the skip into a failure, for a machine that is meant to have it.
 """
@@ -30,7 +30,7 @@ def slurm() -> None:
         pytest.skip(f"no Slurm: {reason}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def nodes(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     folder = tmp_path_factory.mktemp("slurm")
     script = str(SCRIPTS / "nodes.sh")
