@@ -28,7 +28,7 @@ RUN := runs/demo
 TEXT := stiklo febro stoma soste tise foklu rafli tovu susi digi grobi digi braku rose mego flego
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv demo test test-slow lint format docs bench clean
+.PHONY: help install venv demo test test-slow test-cluster lint format docs bench clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -58,6 +58,10 @@ test: venv  ## All default tests (no GPU, no network, two cores)
 
 test-slow: venv  ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-cluster: venv  ## The batch scripts on a real Slurm of three nodes, on this machine (root; Debian's packages)
+	tests/cluster/slurm/install.sh
+	$(BIN)/python -m pytest -m cluster -rs tests/cluster $(ARGS)
 
 lint: venv  ## Style, types and spelling
 	$(BIN)/ruff check .

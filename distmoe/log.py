@@ -17,9 +17,14 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name if name.startswith(_ROOT) else f"{_ROOT}.{name}")
 
 
+def own_rank() -> int:
+    """Rank of this process before anything else has read the environment; below srun only Slurm's name is set."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+
+
 def configure(level: int | str = logging.INFO) -> None:
     """Sends distmoe's records to stderr; ranks other than 0 show warnings and errors only."""
-    rank = int(os.environ.get("RANK", "0"))
+    rank = own_rank()
     handler = logging.StreamHandler(sys.stderr)
     prefix = "" if rank == 0 else f"[rank {rank}] "
     handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(levelname).1s %(message)s", "%H:%M:%S"))

@@ -7,7 +7,6 @@ is refused before the first step, in four lines, with exit code 2.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 import traceback
@@ -66,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(parser().parse_intermixed_args(argv), stop)
     except DistmoeError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if log.own_rank() == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
             # The launcher ends all ranks when the first one leaves: rank 0 must have spoken by then.

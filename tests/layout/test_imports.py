@@ -28,7 +28,7 @@ FLOORS = {
     "checkpoint": 5,
     "engine": 6,
     "training": 7,
-    "recipes": 8,
+    "doctor": 8, "forecast": 8, "recipes": 8,
     "train": 9,
 }  # fmt: skip
 

@@ -1,0 +1,63 @@
+"""What a person should hear before GPU hours are spent on an arrangement."""
+
+from __future__ import annotations
+
+import math
+
+from distmoe.forecast.arrangement import Forecast
+from distmoe.forecast.hardware import GIB, Cluster
+from distmoe.forecast.workload import Workload
+from distmoe.parallel.placement import Placement
+
+STARVED = 1.5  # a task group with this many times fewer ranks than its share
+
+
+def imbalance(workload: Workload, placement: Placement) -> dict[tuple[int, ...], float]:
+    """For each host class (by its ranks): share of the mixture over share of the ranks.
+
+    1 is even. Above 1 a host class trains its tasks less often than the mixture asks, and its losses count more
+    instead: the gradient stays right on average, its variance grows. Were tokens to follow the mixture, the largest
+    value would be the factor on the step's time.
+    """
+    total = math.fsum(workload.weights)
+    return {
+        host.ranks: math.fsum(workload.weights[task] for task in host.tasks)
+        / total
+        / (len(host.ranks) / placement.num_ranks)
+        for host in placement.host_classes
+    }
+
+
+def weight_bound_rows(cluster: Cluster, precision: str) -> float:
+    """Rows per expert below which reading its weights takes longer than multiplying with them: C / M."""
+    device = cluster.accelerator
+    return device.flops(precision) / device.hbm * (4 if precision == "fp32" else 2) / 2
+
+
+def cautions(workload: Workload, cluster: Cluster, found: Forecast) -> list[str]:
+    """One line per thing to know, empty when all is well."""
+    lines = [] if found.refused is None else [f"this combination is refused: {found.refused}"]
+    placement, ep_size = found.placement, found.placement.ep_size
+    if ep_size > 1 and (ep_size > cluster.per_node or cluster.per_node % ep_size) and cluster.nodes > 1:
+        lines.append(
+            f"blocks of {ep_size} ranks span nodes of {cluster.per_node}: their all-to-all crosses the network; "
+            f"use a parallel.ep_size that divides {cluster.per_node}"
+        )
+    for ranks, factor in imbalance(workload, placement).items():
+        if factor > STARVED and len(placement.host_classes) > 1:
+            lines.append(
+                f"ranks {ranks[0]}-{ranks[-1]} carry {factor:.1f} times their share of the mixture: these tasks are "
+                "starved of ranks; use more ranks, or flatten data.sampling"
+            )
+    bound = weight_bound_rows(cluster, found.choice.precision)
+    if workload.routed_layers and found.time.expert_rows < bound:
+        lines.append(
+            f"{found.time.expert_rows:.0f} rows per expert and micro-batch, below {bound:.0f}: experts are limited by "
+            "reading their weights; use a larger micro-batch, fewer experts or a larger parallel.ep_size"
+        )
+    if not found.fits:
+        lines.append(
+            f"the fullest rank needs {found.memory.total / GIB:.1f} GiB of {cluster.accelerator.memory / GIB:.0f}: "
+            "lower data.micro_batch_size, raise parallel.ep_size or the ZeRO stage"
+        )
+    return lines

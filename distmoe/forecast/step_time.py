@@ -1,0 +1,149 @@
+"""Predicted seconds of an optimizer step, and the bound that no implementation can beat.
+
+Formulas: ``docs/cluster.md``. The *bound* is compute at the full dense rate with everything else hidden behind it, or
+the longest of the others. The *prediction* adds the parts up, with the shares of the rate that kernels reach.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from distmoe.forecast.hardware import LATENCY_BETWEEN, LATENCY_INSIDE, Cluster
+from distmoe.forecast.memory import experts_on, parameters_on
+from distmoe.forecast.traffic import step_traffic
+from distmoe.forecast.workload import Workload
+from distmoe.parallel.placement import Placement
+
+# Share of the dense rate: cuBLAS on layers of BERT's size (assumed), and torch's grouped matmul with separate
+# permutes (measured, 25 to 35 %).
+DENSE_EFFICIENCY, EXPERT_EFFICIENCY = 0.6, 0.3
+_OPTIMIZER_BYTES = 28  # read weight, gradient, two moments; write weight, two moments; in fp32
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step on the slowest rank.
+
+    Attributes:
+        dense: Matrix products outside of experts, attention included.
+        experts: Matrix products of experts, or reading their weights if that takes longer.
+        exchange: All-to-alls.
+        reduction: Gradients and, with ZeRO, weights over the ranks.
+        update: Optimizer.
+        bound: Lower bound of the step.
+        expert_rows: Rows per local expert and micro-batch; below about 184 its weights' bandwidth is the limit.
+    """
+
+    dense: float
+    experts: float
+    exchange: float
+    reduction: float
+    update: float
+    bound: float
+    expert_rows: float
+
+    @property
+    def predicted(self) -> float:
+        return self.dense + self.experts + self.exchange + self.reduction + self.update
+
+
+def step_time(
+    workload: Workload,
+    placement: Placement,
+    cluster: Cluster,
+    *,
+    stage: int,
+    precision: str,
+    micro_batch: int,
+    accumulation: int,
+) -> StepTime:
+    """Predicts a step; see the module's text."""
+    device, ranks = cluster.accelerator, placement.num_ranks
+    element = 4 if precision == "fp32" else 2
+    rate = device.flops(precision)
+    tokens = micro_batch * workload.length * accumulation
+    passes = 4 / 3 if workload.recompute else 1.0  # recomputation repeats the forward third
+    dense_flops = passes * tokens * _dense_flops_per_token(workload)
+    expert_flops = passes * tokens * 6 * workload.top_k * workload.expert * len(workload.routed_layers)
+    held = max(sum(count for count, _ in experts_on(workload, placement, rank)) for rank in _first_ranks(placement))
+    # Weights of a local expert are read in forward, for the input's gradient and for their own: 6 numbers of D x F.
+    expert_read = 3 * accumulation * held * workload.expert * element / device.hbm
+    exchange = _exchange_seconds(workload, placement, cluster, micro_batch, accumulation, element)
+    reduction = _reduction_seconds(workload, placement, cluster, stage=stage, element=element)
+    local = max(parameters_on(workload, placement, rank) for rank in _first_ranks(placement))
+    update = _OPTIMIZER_BYTES * local / (ranks if stage else 1) / device.hbm
+    rows = 0.0
+    if workload.routed_layers:
+        rows = (
+            micro_batch
+            * workload.length
+            * workload.top_k
+            * placement.ep_size
+            / max(
+                workload.experts_per_task_group(layer) * len(span.task_groups)
+                for layer, spans in enumerate(placement.layers)
+                for span in spans
+            )
+        )
+    return StepTime(
+        dense=dense_flops / (rate * DENSE_EFFICIENCY),
+        experts=max(expert_flops / (rate * EXPERT_EFFICIENCY), expert_read),
+        exchange=exchange,
+        reduction=reduction,
+        update=update,
+        bound=max((dense_flops + expert_flops) / rate, expert_read, exchange, reduction),
+        expert_rows=rows,
+    )
+
+
+def _dense_flops_per_token(workload: Workload) -> float:
+    """Forward 2 and backward 4 per weight; attention's two products of length S add 12 S D per layer."""
+    multiplied = workload.replicated - workload.lookup - workload.heads
+    attention = 12 * workload.length * workload.shape.hidden_size * workload.shape.num_layers
+    return 6 * multiplied + attention
+
+
+def _first_ranks(placement: Placement) -> range:
+    """One rank per block: those of a block hold equally much."""
+    return range(0, placement.num_ranks, placement.ep_size)
+
+
+def _exchange_seconds(
+    workload: Workload, placement: Placement, cluster: Cluster, micro_batch: int, accumulation: int, element: int
+) -> float:
+    """Latency per peer plus bytes per link; links inside and between nodes work side by side."""
+    if placement.ep_size == 1 or not workload.routed_layers:
+        return 0.0
+    sent = step_traffic(
+        workload, placement, per_node=cluster.per_node, micro_batch=micro_batch, accumulation=accumulation,
+        element=element,
+    )  # fmt: skip
+    device, ranks = cluster.accelerator, placement.num_ranks
+    inside = sent.messages_inside / ranks * LATENCY_INSIDE + sent.bytes_inside / ranks / device.inside
+    between = sent.messages_between / ranks * LATENCY_BETWEEN + sent.bytes_between / ranks / device.between
+    return max(inside, between)
+
+
+def _reduction_seconds(
+    workload: Workload, placement: Placement, cluster: Cluster, *, stage: int, element: int
+) -> float:
+    """Rings: 2 (P-1)/P of the bytes for reduce and gather, 3 with ZeRO-3, which gathers weights twice."""
+    factor = 3 if stage == 3 else 2
+    per_rank = []
+    for rank in _first_ranks(placement):
+        seconds = factor * _ring(workload.replicated * element, placement.num_ranks, 1, cluster)
+        for held, copies in experts_on(workload, placement, rank):
+            seconds += factor * _ring(held * workload.expert * element, copies, placement.ep_size, cluster)
+        per_rank.append(seconds)
+    return max(per_rank)
+
+
+def _ring(num_bytes: float, ranks: int, stride: int, cluster: Cluster) -> float:
+    """Half an all-reduce over ``ranks`` ranks that are ``stride`` apart."""
+    if ranks == 1:
+        return 0.0
+    across = (ranks - 1) * stride >= cluster.per_node
+    device = cluster.accelerator
+    bandwidth, latency = (device.between, LATENCY_BETWEEN) if across else (device.inside, LATENCY_INSIDE)
+    return num_bytes * (ranks - 1) / ranks / bandwidth + math.log2(ranks) * latency

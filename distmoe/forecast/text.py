@@ -1,0 +1,124 @@
+"""A plan as text, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from distmoe.forecast.arrangement import Forecast
+from distmoe.forecast.cautions import cautions, imbalance
+from distmoe.forecast.hardware import GIB, Cluster
+from distmoe.forecast.memory import Memory, memory_on, parameters_on
+from distmoe.forecast.simulate import Point
+from distmoe.forecast.traffic import StepTraffic, step_traffic
+from distmoe.forecast.workload import Workload
+from distmoe.parallel.placement import Placement, place
+from distmoe.training.grouping import tree_lines
+
+_PARTS = tuple(field.name for field in fields(Memory))
+
+
+def heading(workload: Workload, cluster: Cluster, precision: str) -> list[str]:
+    device = cluster.accelerator
+    return [
+        f"cluster: {cluster.nodes} nodes x {cluster.per_node} {device.name}, {device.memory / GIB:.0f} GiB each, "
+        f"{device.flops(precision) / 1e12:,.2f} TFLOP/s ({precision}), {device.hbm / 1e12:.2f} TB/s memory, "
+        f"{device.inside / 1e9:g} GB/s inside, {device.between / 1e9:g} GB/s between nodes",
+        f"  source: {device.source}",
+        f"parameters: {workload.total:,} total, {workload.active:,} active per token",
+        *(f"  {line}" for line in tree_lines(workload.grouping, workload.tasks, workload.routed_layers)),
+    ]
+
+
+def placement_table(workload: Workload, cluster: Cluster, placement: Placement) -> list[str]:
+    """Task groups of the deepest layer to ranks and nodes."""
+    factors = imbalance(workload, placement)
+    lines = [f"placement: {placement.mode}, {placement.num_blocks} blocks of {placement.ep_size} ranks"]
+    for host in placement.host_classes:
+        first, last = host.ranks[0], host.ranks[-1]
+        names = ", ".join(workload.tasks[task].name for task in host.tasks)
+        parameters = parameters_on(workload, placement, first)
+        lines.append(
+            f"  ranks {first}-{last} (nodes {cluster.node_of(first)}-{cluster.node_of(last)}), "
+            f"{parameters:,} parameters each, share of mixture / share of ranks {factors[host.ranks]:.2f}: {names}"
+        )
+    return lines
+
+
+def memory_table(workload: Workload, placement: Placement, *, precision: str, micro_batch: int) -> list[str]:
+    """GiB of the fullest rank, by part and ZeRO stage."""
+    lines = ["memory of the fullest rank, GiB:", "  ZeRO " + "".join(f"{part:>13}" for part in (*_PARTS, "total"))]
+    for stage in (0, 1, 2, 3):
+        fullest = max(
+            (
+                memory_on(workload, placement, rank, stage=stage, precision=precision, micro_batch=micro_batch)
+                for rank in range(0, placement.num_ranks, placement.ep_size)
+            ),
+            key=lambda one: one.total,
+        )
+        values = [getattr(fullest, part) for part in _PARTS] + [fullest.total]
+        lines.append(f"  {stage:>4} " + "".join(f"{value / GIB:>13.3f}" for value in values))
+    return lines
+
+
+def traffic_table(workload: Workload, cluster: Cluster, found: Forecast) -> list[str]:
+    """The all-to-alls of a step, beside those of one all-to-all over all ranks."""
+    if not workload.routed_layers:
+        return ["all-to-all: none, the model is dense"]
+    ranks = found.placement.num_ranks
+    everywhere = place(workload.grouping, workload.weights, num_ranks=ranks, ep_size=ranks, mode="colocated")
+    element = 4 if found.choice.precision == "fp32" else 2
+    whole = step_traffic(
+        workload, everywhere, per_node=cluster.per_node, micro_batch=found.micro_batch,
+        accumulation=found.accumulation, element=element,
+    )  # fmt: skip
+    lines = [
+        "all-to-alls of one step, all ranks, even routing:",
+        f"  {'':28}{'MB in node':>14}{'MB between':>14}{'messages in node':>18}{'between':>12}",
+    ]
+
+    def line(name: str, sent: StepTraffic) -> str:
+        return (
+            f"  {name:28}{sent.bytes_inside / 1e6:>14,.3f}{sent.bytes_between / 1e6:>14,.3f}"
+            f"{sent.messages_inside:>18,}{sent.messages_between:>12,}"
+        )
+
+    return [*lines, line(f"blocks of {found.placement.ep_size}", found.traffic), line("global", whole)]
+
+
+def time_lines(found: Forecast) -> list[str]:
+    time = found.time
+    parts = ", ".join(
+        f"{name} {1e3 * getattr(time, name):.2f}" for name in ("dense", "experts", "exchange", "reduction", "update")
+    )
+    return [
+        f"step: predicted {1e3 * time.predicted:.2f} ms ({parts}); bound {1e3 * time.bound:.2f} ms",
+        f"  {found.micro_batch} examples per rank and forward pass, {found.accumulation} per step, "
+        f"{time.expert_rows:.0f} rows per expert",
+    ]
+
+
+def caution_lines(workload: Workload, cluster: Cluster, found: Forecast) -> list[str]:
+    return [f"warning: {line}" for line in cautions(workload, cluster, found)]
+
+
+def ranking(feasible: Sequence[Forecast], refused: int, *, top: int) -> list[str]:
+    """The fastest arrangements, as one would type them."""
+    lines = [f"best of {len(feasible)} feasible arrangements ({refused} refused):"]
+    for found in feasible[:top]:
+        lines.append(f"  {1e3 * found.time.predicted:>10.2f} ms  {found.memory.total / GIB:>7.2f} GiB  {found.choice}")
+    return lines
+
+
+def simulation_table(points: Sequence[Point]) -> list[str]:
+    lines = [
+        f"{'ranks':>6} {'G':>4}  {'all-to-all':22}{'block':>6}{'kB between/rank':>17}{'messages':>12}"
+        f"{'exchange ms':>13}{'waiting':>9}{'rounding':>10}"
+    ]
+    for point in points:
+        lines.append(
+            f"{point.num_ranks:>6} {point.num_task_groups:>4}  {point.kind:22}{point.ep_size:>6}"
+            f"{point.traffic.bytes_between / point.num_ranks / 1e3:>17,.1f}{point.traffic.messages:>12,}"
+            f"{1e3 * point.exchange_seconds:>13.3f}{point.waiting:>9.3f}{point.idle_share:>10.3f}"
+        )
+    return lines

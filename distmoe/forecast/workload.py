@@ -1,0 +1,157 @@
+"""What a configuration asks of a cluster, as numbers: the only input of every forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from distmoe.data.sampling import mixture_weights
+from distmoe.errors import ConfigError
+from distmoe.models.build import build_model
+from distmoe.models.layer_plan import routed_layers
+from distmoe.models.parameters import parameter_roles
+from distmoe.models.shape import EncoderShape, resolve_shape
+from distmoe.moe.build import expert_width
+from distmoe.parallel.process_groups import single_process
+from distmoe.tasks import TaskGrouping, TaskSet
+from distmoe.training.config import RunConfig
+from distmoe.training.grouping import resolve_grouping
+from distmoe.training.run_data import Sources
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """A run on paper.
+
+    Attributes:
+        tasks: Tasks of the run.
+        shape: Of the encoder.
+        grouping: Task groups per routed layer.
+        weights: Mixture weight per task.
+        routed_layers: Model layers that are routed.
+        replicated: Parameters that every rank has: all but the experts.
+        lookup: Of these, rows that are read and not multiplied: embeddings.
+        gates: Of these, routers and task tables.
+        heads: Of these, task heads.
+        expert: Parameters of one expert.
+        expert_width: Its feed-forward width F.
+        num_experts: Experts of a routed layer, over all task groups; 0 for a dense model.
+        top_k: Experts per token; 0 for a dense model.
+        deduplicate: Whether a token travels once per rank.
+        recompute: Whether activations are recomputed in backward.
+        dropout: Whether dropout masks are kept.
+        batch_size: Examples per optimizer step, over all ranks.
+        micro_batch_size: Examples per rank and forward pass; None: all of a step.
+        length: Tokens per example.
+    """
+
+    tasks: TaskSet
+    shape: EncoderShape
+    grouping: TaskGrouping
+    weights: tuple[float, ...]
+    routed_layers: tuple[int, ...]
+    replicated: int
+    lookup: int
+    gates: int
+    heads: int
+    expert: int
+    expert_width: int
+    num_experts: int
+    top_k: int
+    deduplicate: bool
+    recompute: bool
+    dropout: bool
+    batch_size: int
+    micro_batch_size: int | None
+    length: int
+
+    @property
+    def total(self) -> int:
+        """Parameters of the whole model, every expert once."""
+        return self.replicated + len(self.routed_layers) * self.num_experts * self.expert
+
+    @property
+    def active(self) -> int:
+        """Parameters that one token meets."""
+        return self.replicated + len(self.routed_layers) * self.top_k * self.expert
+
+    def experts_per_task_group(self, routed_index: int) -> int:
+        return self.num_experts // self.grouping.num_task_groups(routed_index)
+
+    def micro_batches(self, num_ranks: int) -> tuple[int, int]:
+        """Examples per rank and forward pass, and forward passes per step.
+
+        Raises:
+            ConfigError: If the batch cannot be dealt to the ranks.
+        """
+        unit = num_ranks * (self.micro_batch_size or 1)
+        if self.batch_size % unit:
+            raise ConfigError(
+                "data.batch_size must be a multiple of ranks x data.micro_batch_size",
+                got=f"data.batch_size={self.batch_size} on {num_ranks} ranks",
+                expected=f"a multiple of {unit}",
+                remedy=f"set data.batch_size={-(-self.batch_size // unit) * unit}, or change data.micro_batch_size",
+            )
+        per_rank = self.batch_size // num_ranks
+        micro = self.micro_batch_size or per_rank
+        return micro, per_rank // micro
+
+
+def make_workload(
+    config: RunConfig, sources: Sources, *, sizes: Sequence[int] | None = None, length: int | None = None
+) -> Workload:
+    """Reads a configuration; builds the model on torch's meta device, where weights take no memory.
+
+    Args:
+        config: The run.
+        sources: Tasks and tokenizer.
+        sizes: Training examples per task; None: equal mixture weights.
+        length: Tokens per example; None: ``data.max_length``, which is an upper bound.
+
+    Raises:
+        DistmoeError: If the configuration contradicts itself.
+    """
+    shape = resolve_shape(config.model, sources.vocab_size, sources.pad_token_id)
+    routed = routed_layers(config.model.moe, shape.num_layers)
+    grouping = resolve_grouping(config.structure, sources.tasks, len(routed))
+    with torch.device("meta"):
+        model = build_model(
+            config.model,
+            shape=shape,
+            tasks=sources.tasks,
+            grouping=grouping,
+            hosting=single_process(grouping).hosting,
+            seed=0,
+        )
+    roles = parameter_roles(model)
+    counts = {"dense": 0, "gate": 0, "head": 0, "pool": 0}
+    for name, parameter in model.named_parameters():
+        counts[roles[name].kind if name in roles else "dense"] += parameter.numel()
+    moe = config.model.moe if routed else None
+    num_experts, top_k = (0, 0) if moe is None else (moe.num_experts, moe.top_k)
+    lookup = sum(parameter.numel() for parameter in model.encoder.embeddings.parameters())
+    count = len(sources.tasks)
+    weights = [1.0 / count] * count if sizes is None else mixture_weights(sizes, config.data.sampling)
+    return Workload(
+        tasks=sources.tasks,
+        shape=shape,
+        grouping=grouping,
+        weights=tuple(weights),
+        routed_layers=tuple(routed),
+        replicated=counts["dense"] + counts["gate"] + counts["head"],
+        lookup=lookup,
+        gates=counts["gate"],
+        heads=counts["head"],
+        expert=counts["pool"] // (len(routed) * num_experts) if routed else 0,
+        expert_width=0 if moe is None else expert_width(moe, shape.intermediate_size),
+        num_experts=num_experts,
+        top_k=top_k,
+        deduplicate=False if moe is None else moe.deduplicate,
+        recompute=config.model.activation_checkpointing,
+        dropout=config.model.dropout > 0,
+        batch_size=config.data.batch_size,
+        micro_batch_size=config.data.micro_batch_size,
+        length=min(length or config.data.max_length, shape.max_positions),
+    )

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+
+from distmoe.errors import ConfigError
+from distmoe.forecast.arrangement import Choice, block_sizes, forecast, rank_choices
+from distmoe.forecast.cautions import cautions, imbalance, weight_bound_rows
+from distmoe.forecast.hardware import Accelerator, Cluster, accelerator
+from distmoe.forecast.workload import make_workload
+from distmoe.parallel.placement import place
+from distmoe.training.run_data import open_sources
+from tests.unit.forecast.samples import cluster, config, workload
+
+
+def test_block_sizes_divide_ranks_and_experts_of_every_task_group():
+    assert block_sizes(workload(), 8) == [1, 2, 4]  # 4 experts per task group
+    assert block_sizes(workload(), 6) == [1, 2]
+    assert block_sizes(workload("model.moe=null", "structure.grouping=one"), 8) == [1]
+
+
+def test_only_supported_choices_are_ranked_and_the_fastest_comes_first():
+    found, refused = rank_choices(workload(), cluster(2, 4), "fp32")
+    assert all(one.refused is None and one.fits for one in found)
+    times = [one.time.predicted for one in found]
+    assert times == sorted(times)
+    assert len(found) + len(refused) == 2 * 3 * 4
+    assert "ZeRO-2 reduces in the order of the backward pass" in refused[Choice("partitioned", 1, 2, "fp32")]
+
+
+def test_a_network_block_is_slower_than_a_node_block():
+    """ep_size 4 on nodes of 2: two thirds of the bytes cross a link that is 10 times slower; 2/3 x 10 = 6.7 times."""
+    run, choice = workload("data.batch_size=65536"), Choice("colocated", 4, 1, "fp32")
+    narrow, wide = forecast(run, cluster(4, 2), choice), forecast(run, cluster(2, 4), choice)
+    assert narrow.time.exchange == pytest.approx(6.7 * wide.time.exchange, rel=0.1)
+    assert narrow.time.bound <= narrow.time.predicted
+    assert any("span nodes of 2" in line for line in cautions(run, cluster(4, 2), narrow))
+    assert not any("span nodes" in line for line in cautions(run, cluster(2, 4), wide))
+
+
+def test_a_refused_choice_is_still_forecast_with_its_reason():
+    found = forecast(workload(), cluster(1, 4), Choice("partitioned", 1, 3, "fp32"))
+    assert "not proven exact under ZeRO-3" in (found.refused or "")
+    assert "refused" in cautions(workload(), cluster(1, 4), found)[0]
+
+
+def test_what_does_not_fit_a_device_is_not_ranked():
+    small = Accelerator(
+        name="small", memory=1e6, low_flops=1e12, fp32_flops=1e12, hbm=1e10, inside=1e9, between=1e8, source="made up"
+    )
+    found, refused = rank_choices(workload(), Cluster(1, 4, small), "fp32")
+    assert found == []
+    assert "does not fit" in refused[Choice("colocated", 1, 1, "fp32")]
+
+
+def test_imbalance_is_share_of_mixture_over_share_of_ranks():
+    """Weights 3 : 1 for two task groups on two ranks: 0.75 / 0.5 and 0.25 / 0.5."""
+    run = config("data.sampling.strategy=size_proportional")
+    found = make_workload(run, open_sources(run), sizes=[3, 3, 1, 1])
+    placement = place(found.grouping, found.weights, num_ranks=2, ep_size=1, mode="partitioned")
+    assert sorted(imbalance(found, placement).values()) == pytest.approx([0.5, 1.5])
+    skewed = make_workload(run, open_sources(run), sizes=[15, 15, 1, 1])
+    told = cautions(skewed, cluster(1, 2), forecast(skewed, cluster(1, 2), Choice("partitioned", 1, 1, "fp32")))
+    assert any("starved of ranks" in line for line in told)
+
+
+def test_the_weight_bandwidth_bound_of_an_h200_is_184_rows():
+    """790e12 FLOP/s over 4.3e12 B/s in bf16 (performance notes, section 2)."""
+    assert weight_bound_rows(Cluster(1, 8, accelerator("h200")), "bf16") == pytest.approx(184, abs=0.5)
+
+
+def test_an_unknown_accelerator_and_an_empty_cluster_are_refused():
+    with pytest.raises(ConfigError, match=r"tpu[\s\S]*h100[\s\S]*--gpu"):
+        accelerator("tpu")
+    with pytest.raises(ConfigError, match="0 nodes x 8 GPUs"):
+        Cluster(0, 8, accelerator("h100"))

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from distmoe.forecast.memory import Memory, activation_bytes, experts_on, memory_on, parameters_on
+from distmoe.models.build import build_model
+from distmoe.parallel.placement import place
+from distmoe.parallel.process_groups import single_process
+from tests.unit.forecast.samples import config, workload
+from tests.unit.models.samples import make_batch
+
+
+def measured(*more: str) -> tuple[int, int, int]:
+    """Bytes of weights, of what autograd keeps (each storage once), and of AdamW's moments, of one training step."""
+    run, found = config(*more), workload(*more)
+    model = build_model(
+        run.model, shape=found.shape, tasks=found.tasks, grouping=found.grouping,
+        hosting=single_process(found.grouping).hosting, seed=0,
+    )  # fmt: skip
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # a storage that is freed could lend its address to the next
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    tasks = [row % len(found.tasks) for row in range(16)]
+    batch = make_batch([found.length] * 16, tasks)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(batch).logits_BC.clamp(min=-1e4).square().mean()
+    loss.backward()
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.step()
+    moments = sum(state[key].nbytes for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq"))
+    return sum(parameter.nbytes for parameter in model.parameters()), sum(kept.values()), moments
+
+
+@pytest.mark.parametrize("more", [(), ("model.moe.top_k=2",), ("model.moe=null", "structure.grouping=one")])
+def test_a_prediction_for_one_process_is_what_a_step_keeps(more):
+    found = workload(*more)
+    placement = place(found.grouping, found.weights, num_ranks=1, ep_size=1, mode="colocated")
+    predicted = memory_on(found, placement, 0, stage=0, precision="fp32", micro_batch=16)
+    weights, activations, moments = measured(*more)
+    assert (predicted.weights, predicted.moments) == (weights, moments)
+    assert predicted.activations == pytest.approx(activations, rel=0.1)
+
+
+def test_a_partitioned_rank_holds_its_share_of_its_own_task_groups():
+    """4 ranks, ep_size 2: each task group has one block, so 4 of 8 experts are on 2 ranks: 2 on each."""
+    found = workload()
+    blocks = place(found.grouping, found.weights, num_ranks=4, ep_size=2, mode="partitioned")
+    assert experts_on(found, blocks, 3) == [(2, 1), (2, 1)]
+    assert parameters_on(found, blocks, 3) == found.replicated + 4 * found.expert
+    both = place(found.grouping, found.weights, num_ranks=4, ep_size=2, mode="colocated")
+    assert experts_on(found, both, 3) == [(4, 2), (4, 2)]
+
+
+def test_zero_cuts_what_its_stage_says():
+    """All optimizer states of all ranks together: every parameter once, for replicated ones and experts."""
+    found = workload()
+    placement = place(found.grouping, found.weights, num_ranks=4, ep_size=2, mode="colocated")
+
+    def on(rank: int, stage: int) -> Memory:
+        return memory_on(found, placement, rank, stage=stage, precision="bf16", micro_batch=8)
+
+    assert sum(on(rank, 1).moments for rank in range(4)) == pytest.approx(8 * found.total)
+    assert sum(on(rank, 1).master for rank in range(4)) == pytest.approx(4 * found.total)
+    assert sum(on(rank, 3).weights for rank in range(4)) == pytest.approx(2 * found.total)
+    assert on(0, 0).master == 0
+
+
+def test_recomputation_and_smaller_batches_keep_less():
+    plain, recomputed = workload(), workload("model.activation_checkpointing=true")
+    size = activation_bytes(plain, micro_batch=8, element=4)
+    assert activation_bytes(plain, micro_batch=4, element=4) == size / 2
+    assert activation_bytes(recomputed, micro_batch=8, element=4) < size

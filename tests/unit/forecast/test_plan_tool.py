@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.unit.forecast.samples import TINY
+
+_PATH = Path(__file__).parents[3] / "tools" / "plan.py"
+
+
+@pytest.fixture(scope="module")
+def plan():
+    spec = importlib.util.spec_from_file_location("plan_tool", _PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_plan_names_every_part(plan, capsys):
+    assert plan.main(["--recipe", "partitioned", "--gpus_per_node", "4", *TINY]) == 0
+    out = capsys.readouterr().out
+    for part in (
+        "parameters:", "placement: partitioned", "ranks 0-1", "memory of the fullest rank", "global", "step: predicted",
+        "; bound ", "rows per expert", "best of", "parallel.ep_size=",
+    ):  # fmt: skip
+        assert part in out, part
+
+
+def test_the_plan_as_json_ranks_feasible_arrangements(plan, capsys):
+    assert plan.main(["--json", "--nodes", "2", "--gpus_per_node", "4", "--top", "3", *TINY]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["best"]) == 3
+    assert all(one["refused"] is None and one["fits"] for one in found["best"])
+    assert found["plan"]["memory_bytes"]["total"] > found["plan"]["memory_bytes"]["weights"] > 0
+
+
+def test_an_impossible_plan_is_refused_in_four_parts(plan, capsys):
+    assert plan.main(["--gpus_per_node", "3", *TINY]) == 2
+    error = capsys.readouterr().err
+    assert "got:" in error
+    assert "remedy:" in error
+
+
+def test_the_simulation_prints_its_table_and_draws(plan, capsys, tmp_path):
+    assert plan.main(["--simulate", "16", "--gpus_per_node", "8", "--out", str(tmp_path), *TINY]) == 0
+    assert "task group in a node" in capsys.readouterr().out
+    assert (tmp_path / "simulation.png").is_file()

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from distmoe.errors import ConfigError
+from distmoe.forecast.workload import make_workload
+from distmoe.models.build import build_model
+from distmoe.parallel.process_groups import single_process
+from distmoe.training.run_data import open_sources
+from tests.unit.forecast.samples import config, workload
+
+
+def test_parameters_are_those_of_the_built_model():
+    run = config()
+    found = make_workload(run, open_sources(run))
+    model = build_model(
+        run.model, shape=found.shape, tasks=found.tasks, grouping=found.grouping,
+        hosting=single_process(found.grouping).hosting, seed=0,
+    )  # fmt: skip
+    assert found.total == sum(parameter.numel() for parameter in model.parameters())
+    # D 32, F 64: two matrices and two biases
+    assert found.expert == 2 * 32 * 64 + 64 + 32
+    assert found.active == found.total - 2 * 7 * found.expert
+    assert next(model.parameters()).device == torch.device("cpu")
+
+
+def test_a_dense_model_has_no_experts():
+    found = workload("model.moe=null", "structure.grouping=one")
+    assert (found.num_experts, found.expert, found.routed_layers) == (0, 0, ())
+    assert found.total == found.active == found.replicated
+
+
+def test_mixture_weights_follow_the_sizes():
+    run = config("data.sampling.strategy=size_proportional")
+    found = make_workload(run, open_sources(run), sizes=[1, 2, 1, 4])
+    assert found.weights == pytest.approx((0.125, 0.25, 0.125, 0.5))
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused():
+    assert workload().micro_batches(4) == (8, 1)
+    assert workload("data.micro_batch_size=2").micro_batches(4) == (2, 4)
+    with pytest.raises(ConfigError, match=r"batch_size=32 on 3 ranks[\s\S]*multiple of 3[\s\S]*data.batch_size=33"):
+        workload().micro_batches(3)

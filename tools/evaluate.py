@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""Scores a checkpoint on one process, whatever number of ranks and placement wrote it.
+
+python tools/evaluate.py runs/demo/checkpoints/step_300 --split test
+python tools/evaluate.py runs/demo/checkpoints/step_300 data.eval_batch_size=256    # overrides of the run's config
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from distmoe.checkpoint.consolidate import read_weights
+from distmoe.checkpoint.manifest import read_manifest
+from distmoe.config import apply_overrides, build
+from distmoe.errors import DistmoeError
+from distmoe.models.build import build_model
+from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.models.shape import resolve_shape
+from distmoe.parallel.env import RankEnv, device
+from distmoe.parallel.placement import place
+from distmoe.parallel.process_groups import single_process
+from distmoe.tasks import TaskGrouping
+from distmoe.training.agreement import Agreement
+from distmoe.training.config import RunConfig
+from distmoe.training.evaluate import Evaluation, evaluate
+from distmoe.training.run_data import encode, open_sources
+
+ALONE = RankEnv(0, 1, 0, 1)
+
+
+class Host:
+    """A bare model where training has an engine."""
+
+    def __init__(self, model: MultiTaskEncoder, on: torch.device) -> None:
+        self.model, self.device = model.to(on), on
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.model(*inputs)
+
+    def eval_mode(self) -> None:
+        self.model.eval()
+
+    def train_mode(self) -> None:
+        """Nothing trains here."""
+
+
+def score(folder: Path, *, split: str, overrides: list[str]) -> Evaluation:
+    """Builds the checkpoint's whole model and runs it over a split.
+
+    Raises:
+        DistmoeError: If the checkpoint is incomplete, or its data cannot be had.
+    """
+    manifest = read_manifest(folder)
+    config = build(RunConfig, apply_overrides(manifest.config, overrides))
+    sources = open_sources(config)
+    grouping = TaskGrouping.from_json(manifest.grouping)
+    model = build_model(
+        config.model,
+        shape=resolve_shape(config.model, sources.vocab_size, sources.pad_token_id),
+        tasks=sources.tasks,
+        grouping=grouping,
+        hosting=single_process(grouping).hosting,
+        seed=config.run.seed,
+    )
+    model.load_state_dict(read_weights(folder))
+    data = encode(sources, config, env=ALONE, agreement=Agreement())
+    placement = place(grouping, data.weights, num_ranks=1, ep_size=1, mode="colocated")
+    on = device(ALONE)
+    loader = data.eval_loader(placement, rank=0, pin_memory=on.type == "cuda")
+    chosen: Any = split
+    return evaluate(
+        Host(model, on), loader.batches(chosen), split=split, tasks=sources.tasks, sizes=data.split_sizes(chosen)
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Score a checkpoint on one process.")
+    parser.add_argument("checkpoint", type=Path, help="folder step_N of a run")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        found = score(arguments.checkpoint, split=arguments.split, overrides=arguments.overrides)
+    except DistmoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found.to_json(), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

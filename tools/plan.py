@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+"""What a run needs and how fast it can be, before GPU hours are spent. Starts no rank.
+
+python tools/plan.py --recipe partitioned --nodes 8 --gpus_per_node 8 --gpu h100
+python tools/plan.py --recipe nlu data.root=DATA model.pretrained=HF_DIR --gpu h200 --json
+python tools/plan.py --simulate 4096 --out runs/plan      # ranks and task groups grow; writes a picture
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from distmoe.engine import ds_config
+from distmoe.errors import DistmoeError
+from distmoe.forecast import text
+from distmoe.forecast.arrangement import Choice, Forecast, forecast, rank_choices
+from distmoe.forecast.cautions import cautions
+from distmoe.forecast.hardware import ACCELERATORS, Cluster, accelerator
+from distmoe.forecast.simulate import simulate
+from distmoe.forecast.workload import Workload, make_workload
+from distmoe.recipes.loader import DEFAULT_RECIPE, resolve
+from distmoe.training.config import RunConfig
+from distmoe.training.run_data import Sources, open_sources
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description="Plan a run: memory, communication, step time, best arrangements.")
+    result.add_argument("--recipe", default=DEFAULT_RECIPE, help="name of a shipped recipe or path of a YAML file")
+    result.add_argument("--nodes", type=int, default=1)
+    result.add_argument("--gpus_per_node", type=int, default=8)
+    names = [one.name for one in ACCELERATORS]
+    result.add_argument("--gpu", default="h100", help=f"{' | '.join(names)} | cpu (measured now); default h100")
+    result.add_argument("--zero", type=int, choices=(0, 1, 2, 3), help="ZeRO stage; default: of parallel.deepspeed")
+    result.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: of parallel.deepspeed")
+    result.add_argument("--length", type=int, help="tokens per example; default data.max_length, an upper bound")
+    result.add_argument(
+        "--weights", choices=("data", "equal"), default="data", help="mixture from the training splits, or equal"
+    )
+    result.add_argument("--top", type=int, default=5, help="arrangements to list")
+    result.add_argument("--simulate", type=int, metavar="RANKS", help="grow ranks and task groups up to RANKS")
+    result.add_argument("--out", type=Path, default=Path("runs/plan"), help="folder of the simulation's picture")
+    result.add_argument("--json", action="store_true", help="print one JSON object")
+    result.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_intermixed_args(argv)
+    try:
+        return run(arguments)
+    except DistmoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = resolve(arguments.recipe, arguments.overrides)
+    cluster = Cluster(arguments.nodes, arguments.gpus_per_node, accelerator(arguments.gpu))
+    sources = open_sources(config)
+    sizes = None if arguments.weights == "equal" else train_sizes(sources, config.data.max_train_examples)
+    workload = make_workload(config, sources, sizes=sizes, length=arguments.length)
+    choice = choice_of(config, arguments, *workload.micro_batches(cluster.num_ranks), num_ranks=cluster.num_ranks)
+    precision = choice.precision
+    if arguments.simulate:
+        return run_simulation(arguments, workload, cluster, precision)
+    found = forecast(workload, cluster, choice)
+    feasible, refused = rank_choices(workload, cluster, precision)
+    if arguments.json:
+        print(json.dumps(to_json(workload, cluster, found, feasible[: arguments.top])))
+        return 0
+    lines = [
+        *text.heading(workload, cluster, precision),
+        *text.placement_table(workload, cluster, found.placement),
+        *text.memory_table(workload, found.placement, precision=precision, micro_batch=found.micro_batch),
+        *text.traffic_table(workload, cluster, found),
+        *text.time_lines(found),
+        *text.caution_lines(workload, cluster, found),
+        *text.ranking(feasible, len(refused), top=arguments.top),
+    ]
+    print("\n".join(lines))
+    return 0
+
+
+def choice_of(
+    config: RunConfig, arguments: argparse.Namespace, micro_batch: int, accumulation: int, *, num_ranks: int
+) -> Choice:
+    """What the recipe and its DeepSpeed file say, unless the command line says otherwise."""
+    settings = ds_config.resolve(
+        config.parallel.deepspeed,
+        optimizer=config.optimizer,
+        micro_batch_size=micro_batch,
+        accumulation_steps=accumulation,
+        num_ranks=num_ranks,
+        device_type="cpu" if arguments.gpu == "cpu" else "cuda",
+    )
+    precision = arguments.precision or settings.precision
+    same = precision == settings.precision and arguments.zero in (None, settings.stage)
+    return Choice(
+        config.parallel.placement,
+        config.parallel.ep_size,
+        settings.stage if arguments.zero is None else arguments.zero,
+        precision,
+        fp32_accumulation=settings.accumulation_dtype == "fp32" if same else precision != "fp16",
+    )
+
+
+def train_sizes(sources: Sources, limit: int | None) -> list[int]:
+    """Examples of each training split, as a run would use them."""
+    sizes = [len(sources.source.examples(name, "train")) for name in sources.tasks.names]
+    return [size if limit is None else min(size, limit) for size in sizes]
+
+
+def run_simulation(arguments: argparse.Namespace, workload: Workload, cluster: Cluster, precision: str) -> int:
+    from distmoe.forecast.draw import draw_simulation
+
+    micro_batch, accumulation = workload.micro_batches(cluster.num_ranks)
+    points = list(
+        simulate(
+            workload,
+            cluster,
+            max_ranks=arguments.simulate,
+            tokens=micro_batch * accumulation * workload.length,
+            element=4 if precision == "fp32" else 2,
+        )
+    )
+    if arguments.json:
+        print(json.dumps([asdict(point) for point in points]))
+    else:
+        print("\n".join(text.simulation_table(points)))
+    pictures = draw_simulation(points, arguments.out)
+    print(f"picture: {pictures[0]}", file=sys.stderr)
+    return 0
+
+
+def to_json(workload: Workload, cluster: Cluster, found: Forecast, best: list[Forecast]) -> dict[str, Any]:
+    """Everything of the text, as plain values."""
+
+    def one(each: Forecast) -> dict[str, Any]:
+        return {
+            **asdict(each.choice),
+            "micro_batch": each.micro_batch,
+            "accumulation": each.accumulation,
+            "memory_bytes": asdict(each.memory) | {"total": each.memory.total},
+            "traffic": asdict(each.traffic),
+            "seconds": asdict(each.time) | {"predicted": each.time.predicted},
+            "fits": each.fits,
+            "refused": each.refused,
+            "ranks_of_tasks": [
+                {"ranks": [host.ranks[0], host.ranks[-1]], "tasks": [workload.tasks[task].name for task in host.tasks]}
+                for host in each.placement.host_classes
+            ],
+        }
+
+    return {
+        "parameters": {"total": workload.total, "active": workload.active},
+        "plan": one(found),
+        "warnings": cautions(workload, cluster, found),
+        "best": [one(each) for each in best],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
