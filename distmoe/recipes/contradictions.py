@@ -111,12 +111,14 @@ def _check_gate(moe: MoEConfig) -> None:
 
 
 def _check_experts(config: RunConfig, moe: MoEConfig) -> None:
-    if moe.top_k > moe.num_experts:
+    key = "num_experts" if moe.experts_per_task_group is None else "experts_per_task_group"
+    choice = getattr(moe, key)
+    if moe.top_k > choice:
         raise ConfigError(
             "a token cannot choose more experts than there are",
-            got=f"model.moe.top_k={moe.top_k}, model.moe.num_experts={moe.num_experts}",
-            expected=f"model.moe.top_k <= {moe.num_experts}",
-            remedy="lower model.moe.top_k, or raise model.moe.num_experts",
+            got=f"model.moe.top_k={moe.top_k}, model.moe.{key}={choice}",
+            expected=f"model.moe.top_k <= {choice}",
+            remedy=f"lower model.moe.top_k, or raise model.moe.{key}",
         )
     if config.model.pretrained is not None:
         return

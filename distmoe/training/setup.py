@@ -139,9 +139,8 @@ class _Hosted:
 def _host_model(config: RunConfig, plan: Plan, placement: Placement, agreement: Agreement) -> _Hosted:
     groups = process_groups.create(placement, timeout=timedelta(minutes=config.parallel.timeout_minutes))
     model = agreement.run(lambda: _build_model(config, plan, groups))
-    moe = config.model.moe
-    num_experts, top_k = (0, 0) if moe is None else (moe.num_experts, moe.top_k)
-    parameters = summary.count_parameters(model, num_experts=num_experts, top_k=top_k)
+    top_k = 0 if config.model.moe is None else config.model.moe.top_k
+    parameters = summary.count_parameters(model, num_experts=plan.num_experts(config.model.moe), top_k=top_k)
     traffic = tuple(module.traffic for module in model.modules() if isinstance(module, RoutedFeedForward))
     engine = agreement.run(
         lambda: initialize(
@@ -193,7 +192,7 @@ def _build_journal(
     if moe is not None:
         statistics = RoutingStatistics(
             num_tasks=len(plan.tasks),
-            num_experts=moe.num_experts,
+            num_experts=plan.num_experts(moe),
             top_k=moe.top_k,
             num_task_groups=[plan.grouping.num_task_groups(layer) for layer in range(plan.grouping.num_layers)],
             device=on,

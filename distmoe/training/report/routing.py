@@ -19,7 +19,7 @@ def heat_maps(history: RunHistory, theme: Theme) -> Figure:
     routing = history.recent_routing()
     layers = sorted(routing, key=layer_number)
     names = history.task_names
-    num_experts = len(routing[layers[0]]["load"])
+    num_experts = max(len(routing[layer]["load"]) for layer in layers)
     width = max(3.2, 0.34 * num_experts + 1.6)
     columns = max(1, min(len(layers), int(11 // width)))
     rows = -(-len(layers) // columns)
@@ -28,7 +28,7 @@ def heat_maps(history: RunHistory, theme: Theme) -> Figure:
     for index, layer in enumerate(layers):
         axes = figure.add_subplot(rows, columns, index + 1)
         image = _heat_map(axes, theme, layer, routing[layer], names)
-        _task_group_borders(axes, theme, history.summary, index, num_experts)
+        _task_group_borders(axes, theme, history.summary, index, len(routing[layer]["load"]))
         if index % columns:
             axes.set_yticklabels([])
     bar = figure.colorbar(image, ax=figure.axes, shrink=0.8, aspect=30, pad=0.01)

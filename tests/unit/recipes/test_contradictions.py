@@ -22,6 +22,11 @@ from distmoe.recipes import resolve
         ("demo", ["model.moe.capacity_factor=1.25"], r"capacity contradicts a task-level gate[\s\S]*kind=task"),
         ("demo", ["model.moe.gate.kind=fixed"], r"gate fixed learns nothing[\s\S]*random"),
         ("demo", ["model.moe.gate.table=random"], r"read by gate fixed only[\s\S]*kind=task with a table"),
+        (
+            "token_moe",
+            ["model.moe.top_k=2", "model.moe.experts_per_task_group=1"],
+            r"more experts than there are[\s\S]*model\.moe\.experts_per_task_group=1",
+        ),
         ("token_moe", ["model.moe.top_k=9"], r"more experts than there are[\s\S]*top_k=9, model\.moe\.num_experts=8"),
         (
             "token_moe",
