@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from distmoe.errors import ConfigError
 from distmoe.moe.config import TASK_LEVEL_GATES, MoEConfig
+from distmoe.structure.config import LearnConfig
 from distmoe.training.config import RunConfig
 
 
@@ -19,6 +20,8 @@ def check(config: RunConfig) -> None:
     """
     _check_source(config)
     _check_shape(config)
+    if config.structure.learn is not None:
+        _check_learning(config, config.structure.learn)
     if config.model.moe is None:
         _check_dense(config)
     else:
@@ -82,6 +85,53 @@ def _check_dense(config: RunConfig) -> None:
             f"parallel.ep_size={config.parallel.ep_size}",
             expected="parallel.placement=colocated and parallel.ep_size=1",
             remedy="set both, or keep model.moe",
+        )
+
+
+def _check_learning(config: RunConfig, learn: LearnConfig) -> None:
+    moe, steps = config.model.moe, config.schedule.num_steps
+    if moe is None or moe.experts_per_task_group is None:
+        raise ConfigError(
+            "structural learning changes the number of task groups, so experts cannot be counted per layer",
+            got="model.moe=null" if moe is None else "model.moe.experts_per_task_group=null",
+            expected="a number of experts per task group; 1 is a feed-forward part per task group",
+            remedy="set model.moe.experts_per_task_group=1, or structure.learn=null",
+        )
+    if learn.task_steps + learn.trial_steps >= steps:
+        raise ConfigError(
+            "the first structural phase would end after training",
+            got=f"structure.learn.task_steps={learn.task_steps} + trial_steps={learn.trial_steps}, "
+            f"schedule.num_steps={steps}",
+            expected=f"fewer than {steps} steps together",
+            remedy="raise schedule.num_steps, or shorten structure.learn.task_steps or trial_steps",
+        )
+    if learn.alignment_examples > learn.probe_examples:
+        raise ConfigError(
+            "the alignment term takes its sequences from the probe set",
+            got=f"structure.learn.alignment_examples={learn.alignment_examples}, probe_examples={learn.probe_examples}",
+            expected=f"alignment_examples <= {learn.probe_examples}",
+            remedy="raise structure.learn.probe_examples, or lower alignment_examples",
+        )
+    if moe.gate.kind in ("task_embedding", "task_description") and moe.gate.router == "linear":
+        raise ConfigError(
+            "the rows of this gate cannot follow experts that are merged",
+            got=f"model.moe.gate.kind={moe.gate.kind}, model.moe.gate.router=linear",
+            expected="router mlp, or another gate",
+            remedy="set model.moe.gate.router=mlp",
+        )
+    if config.parallel.placement != "colocated":
+        raise ConfigError(
+            "structural learning is not implemented for partitioned placement",
+            got=f"parallel.placement={config.parallel.placement}",
+            expected="colocated",
+            remedy="set parallel.placement=colocated while learning; train on with the learned structure.grouping",
+        )
+    if config.run.early_stop is not None:
+        raise ConfigError(
+            "early stopping would end training before the structure is learned",
+            got=f"run.early_stop={config.run.early_stop} with structure.learn",
+            expected="run.early_stop=null",
+            remedy="remove run.early_stop",
         )
 
 

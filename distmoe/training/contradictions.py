@@ -82,6 +82,31 @@ def check_structure(config: RunConfig, tasks: TaskSet, grouping: TaskGrouping) -
             )
 
 
+def check_learning(config: RunConfig, tasks: TaskSet, grouping: TaskGrouping, *, zero_stage: int) -> None:
+    """Refuses structural learning that could not do anything, or that the model cannot follow.
+
+    Raises:
+        ConfigError: Naming the keys that do not fit.
+    """
+    learn = config.structure.learn
+    if learn is None:
+        return
+    if len(tasks) < 2 or not any(len(partition) > 1 for partition in grouping.layers):
+        raise ConfigError(
+            "structural learning has nothing to merge",
+            got=f"{len(tasks)} task(s), structure.grouping={config.structure.grouping}",
+            expected="two or more tasks that begin in task groups of their own",
+            remedy="set structure.grouping=per_task and train two or more tasks, or set structure.learn=null",
+        )
+    if zero_stage == 3:
+        raise ConfigError(
+            "structural learning reads whole layers, which ZeRO-3 has cut up",
+            got=f"parallel.deepspeed={config.parallel.deepspeed}",
+            expected="ZeRO-0, 1 or 2",
+            remedy="use zero1_bf16 or zero2_bf16",
+        )
+
+
 def _check_ranks(config: RunConfig, num_ranks: int) -> None:
     ep_size = config.parallel.ep_size
     if num_ranks % ep_size:

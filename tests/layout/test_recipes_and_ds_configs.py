@@ -49,7 +49,9 @@ def placement_of(config: RunConfig, num_ranks: int) -> Placement | None:
 
 
 def test_what_ships_is_what_the_docs_name():
-    assert available() == ["demo", "dense", "glue", "nlu", "nlu_dense", "partitioned", "superglue", "token_moe"]
+    assert available() == [
+        "demo", "dense", "glue", "nlu", "nlu_dense", "partitioned", "superglue", "task_moe_learned", "token_moe",
+    ]  # fmt: skip
     assert DS_CONFIGS == [
         "zero0_fp32", "zero1_bf16", "zero1_fp32", "zero2_bf16", "zero2_fp16", "zero2_offload", "zero3_bf16",
     ]  # fmt: skip

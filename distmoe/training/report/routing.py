@@ -28,7 +28,7 @@ def heat_maps(history: RunHistory, theme: Theme) -> Figure:
     for index, layer in enumerate(layers):
         axes = figure.add_subplot(rows, columns, index + 1)
         image = _heat_map(axes, theme, layer, routing[layer], names)
-        _task_group_borders(axes, theme, history.summary, index, len(routing[layer]["load"]))
+        _task_group_borders(axes, theme, history, index, len(routing[layer]["load"]))
         if index % columns:
             axes.set_yticklabels([])
     bar = figure.colorbar(image, ax=figure.axes, shrink=0.8, aspect=30, pad=0.01)
@@ -80,7 +80,7 @@ def load_bars(history: RunHistory, theme: Theme) -> Figure:
             xlabel="expert" if index >= len(layers) - columns else None,
         )
         shares = _normalised(routing[layer]["load"])
-        num_task_groups = _num_task_groups(history.summary, index)
+        num_task_groups = _num_task_groups(history, index)
         per_task_group = max(1, len(shares) // num_task_groups)
         colours = [
             theme.accent if num_task_groups == 1 else PALETTE[e // per_task_group % len(PALETTE)]
@@ -124,14 +124,14 @@ def _heat_map(axes: Axes, theme: Theme, layer: str, counts: dict[str, Any], name
     return image
 
 
-def _task_group_borders(axes: Axes, theme: Theme, summary: dict[str, Any], index: int, num_experts: int) -> None:
-    num_task_groups = _num_task_groups(summary, index)
+def _task_group_borders(axes: Axes, theme: Theme, history: RunHistory, index: int, num_experts: int) -> None:
+    num_task_groups = _num_task_groups(history, index)
     for border in range(1, num_task_groups):
         axes.axvline(border * num_experts / num_task_groups - 0.5, color=theme.second, linewidth=1.2)
 
 
-def _num_task_groups(summary: dict[str, Any], index: int) -> int:
-    layers = summary.get("grouping", {}).get("layers", [])
+def _num_task_groups(history: RunHistory, index: int) -> int:
+    layers = history.partitions
     return len(layers[index]) if index < len(layers) else 1
 
 
