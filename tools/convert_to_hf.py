@@ -2,8 +2,10 @@
 """Turns a checkpoint into a Hugging Face folder that loads without distmoe.
 
 python tools/convert_to_hf.py runs/NAME/checkpoints/step_N OUT
+python tools/convert_to_hf.py runs/NAME/checkpoints/step_N OUT --task sst2     # one task's sub-network
 
-OUT then loads with AutoModelForSequenceClassification.from_pretrained(OUT, trust_remote_code=True); docs/export.md.
+OUT then loads with AutoModelForSequenceClassification.from_pretrained(OUT, trust_remote_code=True); the sub-network of
+one task is a stock BERT or RoBERTa wherever that computes the same. See docs/export.md.
 """
 
 from __future__ import annotations
@@ -18,21 +20,44 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, help="folder runs/NAME/checkpoints/step_N")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer folder; default: the run's own")
+    parser.add_argument("--task", help="write the sub-network of this task only")
     arguments = parser.parse_args(argv)
 
-    from distmoe.checkpoint.export_hf import export
     from distmoe.errors import DistmoeError
 
     try:
         print(f"reading {arguments.checkpoint}", flush=True)
-        out = export(arguments.checkpoint, arguments.out, tokenizer=arguments.tokenizer)
+        lines, loaded = (_export_whole if arguments.task is None else _export_task)(arguments)
     except DistmoeError as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 2
-    for path in sorted(out.iterdir()):
+    for path in sorted(arguments.out.iterdir()):
         print(f"  {path.stat().st_size:>12,d}  {path.name}")
-    print(f"wrote {out}: AutoModelForSequenceClassification.from_pretrained({str(out)!r}, trust_remote_code=True)")
+    print("\n".join(lines))
+    print(f"wrote {arguments.out}: {loaded}")
     return 0
+
+
+def _export_whole(arguments: argparse.Namespace) -> tuple[list[str], str]:
+    from distmoe.checkpoint.export_hf import export
+
+    out = export(arguments.checkpoint, arguments.out, tokenizer=arguments.tokenizer)
+    return [], f"AutoModelForSequenceClassification.from_pretrained({str(out)!r}, trust_remote_code=True)"
+
+
+def _export_task(arguments: argparse.Namespace) -> tuple[list[str], str]:
+    from distmoe.checkpoint.export_task import export_task
+
+    done = export_task(arguments.checkpoint, arguments.out, arguments.task, tokenizer=arguments.tokenizer)
+    network = done.network
+    lines = ["parameters               whole model          kept       dropped"]
+    rows = [*network.counts.items(), ("all", tuple(map(sum, zip(*network.counts.values(), strict=True))))]
+    lines += [f"{part:20} {whole:>15,d} {kept:>13,d} {whole - kept:>13,d}" for part, (whole, kept) in rows]
+    if network.is_stock:
+        return lines, f"{done.architecture}.from_pretrained({str(done.folder)!r})"
+    lines += ["not a stock class of transformers:", *(f"  {reason}" for reason in network.reasons)]
+    how = f"AutoModelForSequenceClassification.from_pretrained({str(done.folder)!r}, trust_remote_code=True)"
+    return lines, how
 
 
 if __name__ == "__main__":

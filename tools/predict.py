@@ -69,7 +69,9 @@ def predict(folder: Path, task: dict[str, Any], texts: list[str]) -> dict[str, A
     model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()
     inputs = tokenizer(*texts, truncation=True, return_tensors="pt")
     with torch.no_grad():
-        logits_C = model(**inputs, task=task["name"]).logits[0, : task["num_outputs"]].float()
+        # The export of one task as a stock class of transformers knows no tasks.
+        named = {"task": task["name"]} if model.config.model_type == "distmoe" else {}
+        logits_C = model(**inputs, **named).logits[0, : task["num_outputs"]].float()
     if not task["labels"]:
         return {"task": task["name"], "value": logits_C[0].item()}
     probabilities_C = logits_C.softmax(0).tolist()

@@ -31,10 +31,21 @@ def read_weights(folder: Path | str, *, wanted: Callable[[str], bool] = lambda n
     return _read(Path(folder), manifest, "fp32", lambda name: wanted(name))
 
 
-def read_moments(folder: Path | str, part: Part) -> dict[str, Tensor]:
-    """Returns one of Adam's moments of every trainable parameter, fp32, by name."""
+def read_moments(
+    folder: Path | str, part: Part, *, wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, Tensor]:
+    """Returns one of Adam's moments of every trainable parameter, fp32, by name.
+
+    Args:
+        folder: A checkpoint ``step_N``.
+        part: Which moment.
+        wanted: Which names to read.
+
+    Raises:
+        CheckpointError: If the folder is not a complete checkpoint.
+    """
     manifest = read_manifest(Path(folder))
-    return _read(Path(folder), manifest, part, lambda name: manifest.tensors[name].kind == "trainable")
+    return _read(Path(folder), manifest, part, lambda name: manifest.tensors[name].kind == "trainable" and wanted(name))
 
 
 def _read(folder: Path, manifest: Manifest, part: Part, wanted: Callable[[str], bool]) -> dict[str, Tensor]:

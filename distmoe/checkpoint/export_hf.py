@@ -6,7 +6,6 @@ files of ``checkpoint/hf`` as code for ``trust_remote_code``. Experts of a layer
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 import distmoe
 from distmoe.checkpoint.consolidate import read_weights
+from distmoe.checkpoint.export_folder import VERSION_KEY, check_target, new_export
 from distmoe.checkpoint.export_gates import exported_gate
 from distmoe.checkpoint.hf_folder import write_model
 from distmoe.checkpoint.manifest import Manifest, read_manifest
@@ -49,9 +49,10 @@ def export(checkpoint: Path | str, out: Path | str, *, tokenizer: Path | str | N
             something that is not an export.
     """
     checkpoint, out = Path(checkpoint), Path(out)
-    _check_target(out)
+    check_target(out)
     manifest = read_manifest(checkpoint)
     config = build(ModelConfig, manifest.config.get("model", {}))
+    check_exportable(config)
     tasks, grouping = TaskSet.from_json(manifest.tasks), TaskGrouping.from_json(manifest.grouping)
     tokenizer_folder = find_tokenizer(checkpoint, manifest.config) if tokenizer is None else Path(tokenizer)
     weights = read_weights(checkpoint)
@@ -135,18 +136,9 @@ def write_export(
     Raises:
         CheckpointError: If ``out`` holds something that is not an export, or the tokenizer cannot be loaded.
     """
-    _check_target(out)
+    check_exportable(config)
     tensors, routed_entries = exported_tensors(model, config=config, grouping=grouping)
-    draft = out.with_name(f"{out.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
     values = exported_config(model, config=config, tasks=tasks, routed_entries=routed_entries)
-    write_model(draft, config=values, tensors=tensors)
-    for name in CODE_FILES:
-        source = files("distmoe.checkpoint.hf").joinpath(name)
-        (draft / name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-    if tokenizer_folder is not None:
-        write_tokenizer(tokenizer_folder, draft, max_length=model.shape.max_positions)
     card = model_card(
         title=title,
         shape=model.shape,
@@ -157,11 +149,20 @@ def write_export(
         num_parameters=sum(tensor.numel() for tensor in tensors.values()),
         metrics=metrics,
     )
-    (draft / "README.md").write_text(card, encoding="utf-8")
-    if out.exists():
-        shutil.rmtree(out)
-    draft.rename(out)
+    with new_export(out) as draft:
+        write_model(draft, config=values, tensors=tensors)
+        write_code(draft)
+        if tokenizer_folder is not None:
+            write_tokenizer(tokenizer_folder, draft, max_length=model.shape.max_positions)
+        (draft / "README.md").write_text(card, encoding="utf-8")
     return out
+
+
+def write_code(folder: Path) -> None:
+    """Copies the self-contained modelling code into an export."""
+    for name in CODE_FILES:
+        source = files("distmoe.checkpoint.hf").joinpath(name)
+        (folder / name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
 
 
 def exported_tensors(
@@ -227,7 +228,7 @@ def exported_config(
         "attention_probs_dropout_prob": config.attention_dropout,
         "tasks": [row | {"num_outputs": spec.num_outputs} for row, spec in zip(tasks.to_json(), tasks, strict=True)],
         "routed_layers": routed_entries,
-        "distmoe_version": distmoe.__version__,
+        VERSION_KEY: distmoe.__version__,
     }
 
 
@@ -262,14 +263,16 @@ def _stacked(routed: RoutedFeedForward, part: str) -> Tensor:
     return torch.cat([getattr(pool, part) for pool in pools])
 
 
-def _check_target(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise CheckpointError("the export cannot be written", got=f"{out} is a file", expected="a new folder",
-                              remedy="choose another folder")  # fmt: skip
-    if out.is_dir() and any(out.iterdir()) and not all((out / name).is_file() for name in CODE_FILES):
+def check_exportable(config: ModelConfig) -> None:
+    """Refuses what the exported modelling code cannot compute.
+
+    Raises:
+        CheckpointError: If the model has conditional modules.
+    """
+    if config.conditional is not None:
         raise CheckpointError(
-            "the export would overwrite a folder that is not an export",
-            got=f"{out} with {sum(1 for _ in out.iterdir())} entries",
-            expected="a new or empty folder, or an older export",
-            remedy="choose another folder",
+            "the exported modelling code has no conditional modules, so the export would compute something else",
+            got="a checkpoint with model.conditional",
+            expected="model.conditional=null",
+            remedy="use the checkpoint with distmoe itself",
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distmoe.errors import CheckpointError
 
+CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # What a tokenizer may consist of; copied as found from a pretrained folder to conversions and exports.
@@ -93,7 +94,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def write_model(folder: Path, *, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Writes ``config.json`` and ``model.safetensors``."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
     # safetensors makes files that only their owner can read; an export is there to be shared as the umask says.

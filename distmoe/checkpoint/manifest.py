@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distmoe.checkpoint.migrations import migrated
 from distmoe.checkpoint.storage import write_json
 from distmoe.errors import CheckpointError
 
@@ -30,11 +31,13 @@ class TensorRecord:
         kind: ``trainable`` (fp32 master weight and two moments), ``frozen`` or ``buffer``.
         shape: Global shape.
         dtype: Of a frozen parameter or buffer; masters are float32.
+        added: Whether it stands on top of the backbone: conditional modules and heads.
     """
 
     kind: str
     shape: tuple[int, ...]
     dtype: str
+    added: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +93,11 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         values = json.loads(path.read_text())
-        version = values["format_version"]
-        if not isinstance(version, int) or version > FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path} was written by a newer distmoe",
-                got=f"format {version}",
-                expected=f"format {FORMAT_VERSION} or older",
-                remedy="install a newer distmoe",
-            )
+        values = migrated(values, path=path, current=FORMAT_VERSION)
         values["tensors"] = {
-            name: TensorRecord(record["kind"], tuple(record["shape"]), record["dtype"])
+            name: TensorRecord(
+                record["kind"], tuple(record["shape"]), record["dtype"], bool(record.get("added", False))
+            )
             for name, record in values["tensors"].items()
         }
         values["files"] = {
@@ -113,13 +111,15 @@ def read_manifest(folder: Path) -> Manifest:
             expected="a manifest of distmoe",
             remedy="resume from another checkpoint of the run",
         ) from failure
+    root = Path(folder).resolve()
     for name in manifest.files:
-        parts = Path(name).parts
-        if Path(name).is_absolute() or ".." in parts or (Path(folder) / name).is_symlink():
+        # A link may stand anywhere on the way, also in place of a folder: what it resolves to decides.
+        place = Path(folder) / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or place.resolve() != root / name:
             raise CheckpointError(
                 f"{path} names a file outside the checkpoint",
                 got=name,
-                expected="a path inside the folder",
+                expected="a path inside the folder, without links",
                 remedy="do not load this checkpoint; it was not written by distmoe",
             )
     return manifest

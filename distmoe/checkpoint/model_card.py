@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import distmoe
 from distmoe.models.shape import EncoderShape
 from distmoe.moe.config import MoEConfig
-from distmoe.tasks import TaskGrouping, TaskSet
+from distmoe.tasks import TaskGrouping, TaskSet, TaskSpec
 
 _HEADER = """\
 ---
@@ -32,6 +32,19 @@ logits = model(**inputs, task="{task}").logits
 
 `task` is a name or a list of one name per row; `task_ids` takes numbers. The code that is loaded stands in this folder
 (`modeling_distmoe.py`, `configuration_distmoe.py`) and needs torch and transformers only.
+"""
+
+
+_USE_TASK = """\
+## Use
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained(FOLDER{trust})
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+logits = model(**tokenizer({texts}, return_tensors="pt")).logits
+```
 """
 
 
@@ -72,6 +85,39 @@ def model_card(
         _grouping(tasks, grouping, routed_layers),
     ]
     return "\n".join(section for section in sections if section)
+
+
+def task_card(
+    *,
+    title: str,
+    spec: TaskSpec,
+    architecture: str,
+    reasons: Sequence[str],
+    num_parameters: int,
+    metrics: Mapping[str, Any],
+) -> str:
+    """Returns the text of the card of one task's sub-network.
+
+    Args:
+        title: Task, run and step.
+        spec: The task.
+        architecture: Class that loads it.
+        reasons: Why it is not a stock class of transformers; empty: it is one.
+        num_parameters: Of the export.
+        metrics: As for :func:`model_card`; only the task's own rows are shown.
+    """
+    texts = '"first text", "second text"' if spec.pair else '"a text"'
+    own = {
+        split: {"split": value.get("split", split), "tasks": {spec.name: value["tasks"][spec.name]}}
+        for split, value in metrics.items()
+        if _is_evaluation(value) and spec.name in value["tasks"]
+    }
+    text = f"`{architecture}`, {num_parameters / 1e6:.1f} M parameters, trained with distmoe {distmoe.__version__}.\n"
+    if reasons:
+        text += "\nNot a stock class of transformers: " + "; ".join(reasons) + ".\n"
+    use = _USE_TASK.format(texts=texts, trust=", trust_remote_code=True" if reasons else "")
+    parts = (_HEADER, f"# {title}\n", text, use, _tasks(TaskSet((spec,))), _metrics(own))
+    return "\n".join(parts)
 
 
 def _architecture(shape: EncoderShape, moe: MoEConfig | None, routed: tuple[int, ...], num_parameters: int) -> str:

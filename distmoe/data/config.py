@@ -56,15 +56,44 @@ class TasksConfig(Section):
     )
     names: list[str] | None = Field(None, description="Tasks in order; null: all that the source offers.")
     suite: SuiteConfig = Field(default_factory=SuiteConfig)
+    folders: dict[str, str] = Field(
+        default_factory=dict,
+        description="Task name -> folder with task.json: tasks besides those of the source, for example an added one.",
+    )
     hub: dict[str, HubTaskConfig] = Field(default_factory=dict, description="Task name -> where it is on the hub.")
 
 
 class SamplingConfig(Section):
-    strategy: Literal["size_proportional", "temperature", "uniform", "round_robin"] = Field(
-        "size_proportional", description="How the task of each example is drawn."
+    strategy: Literal["size_proportional", "temperature", "uniform", "round_robin", "uncertainty"] = Field(
+        "size_proportional",
+        description="How the task of each example is drawn; uncertainty: the model scores candidates of every task "
+        "and the most uncertain ones are trained.",
     )
     temperature: float = Field(
         5.0, ge=1, description="Only temperature: p_t ~ n_t^(1/temperature); 1 is size-proportional, large is uniform."
+    )
+    candidates: int | None = Field(
+        None,
+        gt=0,
+        description="Only uncertainty: candidates of every task per step, each a forward pass; null: data.batch_size.",
+    )
+    score: Literal["paper", "repo", "task_rank"] = Field(
+        "paper",
+        description="Only uncertainty: entropy / log(classes); the same times the task's mean over the largest task "
+        "mean (the published code); or its rank inside the task.",
+    )
+    regression_score: dict[str, Literal["error"] | float] = Field(
+        default_factory=dict,
+        description="Only uncertainty: score of each regression task, which has no entropy. error: "
+        "1 - exp(-squared error / variance of the labels); a number from 0 to 1: always that.",
+    )
+    quota: int = Field(
+        0, ge=0, description="Only uncertainty: examples of every task that each choice takes, uncertain or not."
+    )
+    scope: Literal["global", "rank"] = Field(
+        "global",
+        description="Only uncertainty: choose from the candidates of all ranks that host the same tasks, or each "
+        "rank from its own part of them (the published code).",
     )
     bucket_window: int = Field(
         16,
@@ -90,6 +119,11 @@ class DataConfig(Section):
     eval_batch_size: int = Field(64, gt=0, description="Examples per rank and evaluation forward pass.")
     max_train_examples: int | None = Field(
         None, gt=0, description="Keeps only the first examples of each training split; reported."
+    )
+    task_loss: Literal["example_mean", "task_sum", "task_mean"] = Field(
+        "example_mean",
+        description="example_mean: every example weighs the same. task_sum: sum over the step's tasks of each task's "
+        "mean loss; task_mean: the mean of them. Both count tasks over all ranks.",
     )
     cache_dir: str = Field(
         "runs/cache", description="Folder of tokenized examples, keyed by everything that shaped them."

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from distmoe.data.batch import TaskBatch
 from distmoe.data.collate import collate, placeholder
 from distmoe.data.config import DataConfig
+from distmoe.data.dealing import pin
 from distmoe.data.encoded import EncodedTasks, ExampleStore
-from distmoe.data.loader import pin
 from distmoe.data.sources.base import Split
 from distmoe.parallel.placement import Placement
 from distmoe.tasks import TaskSet

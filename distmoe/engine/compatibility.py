@@ -50,7 +50,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "DeepSpeedZeroOptimizer_Stage3._overflow_clean_up",
         "DeepSpeedZeroOptimizer_Stage3._partition_all_parameters",
     ),
-    "deepspeed.utils.z3_leaf_module": ("set_z3_leaf_module",),
+    "deepspeed": ("zero.register_external_parameter",),
 }
 
 

@@ -72,7 +72,7 @@ def _quieten() -> None:
     """Silences what DeepSpeed says of itself at every start and what a user can do nothing about."""
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.WARNING)
-    # Every routed layer is a leaf for ZeRO-3's hooks, so values that they cannot look into do no harm.
+    # What ZeRO-3 cannot look into is prepared for in initialize.py.
     logger.addFilter(_hides_unknown_outputs)
     for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
         warnings.filterwarnings("ignore", message=f".*{name}. is deprecated.*", category=FutureWarning)

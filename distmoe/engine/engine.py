@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distmoe.checkpoint import store
 from distmoe.checkpoint.fragments import Fragment
 from distmoe.checkpoint.global_view import GlobalView
-from distmoe.checkpoint.manifest import Manifest
+from distmoe.checkpoint.manifest import Manifest, TensorRecord
 from distmoe.checkpoint.store import LoadedState
 from distmoe.engine import compatibility
 from distmoe.engine.config import OptimizerConfig
@@ -134,6 +134,10 @@ class Engine:
     def eval_mode(self) -> None:
         self._ds.eval()
 
+    def tensor_records(self) -> dict[str, TensorRecord]:
+        """Every global tensor over all ranks, by name; collective."""
+        return tensor_records(self.module, self.views)
+
     def fragments(self) -> list[Fragment]:
         """Everything this rank owns of the training state; the data is the state itself, not a copy."""
         prepare_states(self._ds.optimizer)
@@ -181,15 +185,11 @@ class Engine:
                 "loss_scaler": compatibility.loss_scaler_state(self._ds.optimizer),
             },
             topology=dict(self._topology),
-            tensors=tensor_records(self.module, self.views),
+            tensors=self.tensor_records(),
         )
         return store.save(
             Path(root), manifest=manifest, fragments=fragments, trainer_state=trainer_state, rank_state=rank_state
         )
-
-    def tensor_names(self) -> tuple[str, ...]:
-        """Every global tensor over all ranks; collective."""
-        return tuple(tensor_records(self.module, self.views))
 
     def load_state(self, folder: Path, *, manifest: Manifest, load: Load = store.load) -> LoadedState:
         """Restores weights, moments and counters, whatever ranks, stage, precision and placement wrote them.

@@ -18,6 +18,7 @@ from distmoe.checkpoint.fragments import Fragment
 from distmoe.checkpoint.global_view import GlobalView
 from distmoe.checkpoint.manifest import TensorRecord
 from distmoe.engine import compatibility
+from distmoe.models.parameters import added_parameters
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -70,6 +71,7 @@ def fragments_of(model: nn.Module, optimizer: Any, views: Mapping[str, GlobalVie
 
 def tensor_records(model: nn.Module, views: Mapping[str, GlobalView]) -> dict[str, TensorRecord]:
     """Every global tensor over all ranks; collective, because in partitioned placement no rank holds all pools."""
+    added = added_parameters(model)
     kinds = {name: "trainable" if parameter.requires_grad else "frozen" for name, parameter in model.named_parameters()}
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     own = {
@@ -77,6 +79,7 @@ def tensor_records(model: nn.Module, views: Mapping[str, GlobalView]) -> dict[st
             kinds.get(name, "buffer"),
             view.global_shape,
             "float32" if kinds.get(name) == "trainable" else str(tensors[name].dtype).removeprefix("torch."),
+            name in added,
         )
         for name, view in views.items()
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping
+from typing import Any
 
 import torch.distributed as dist
 from torch import nn
@@ -51,13 +52,15 @@ def initialize(
     """
     import deepspeed
 
+    # Frozen experts are no less distributed: untagged, DeepSpeed would overwrite them with rank 0's at the start.
+    held = dict(parameter_roles(model, frozen=True) if roles is None else roles)
     roles = dict(parameter_roles(model) if roles is None else roles)
-    pools = [name for name, role in roles.items() if role.kind == "pool"]
+    pools = [name for name, role in held.items() if role.kind == "pool"]
     num_ranks = dist.get_world_size()
     supported.check(settings, placement=placement, num_ranks=num_ranks, routed=bool(pools))
     _check_device(settings)
     replica_classes = process_groups.replica_classes if pools else ()
-    tag_pools(model, roles=roles, replica_classes=replica_classes)
+    tag_pools(model, roles=held, replica_classes=replica_classes)
     param_groups = build_param_groups(model, roles=roles, replica_classes=replica_classes, optimizer=optimizer)
     needs_symmetry = settings.stage >= 2 or settings.overlap_comm
     check_ranks(model, param_groups, replica_classes, needs_symmetry=needs_symmetry)
@@ -65,7 +68,7 @@ def initialize(
         register(process_groups)
     hosted = HostedModel(model, marker=_marker(model, pools, placement))
     if settings.stage == 3:
-        _make_leaves(model)
+        _prepare_stage3(model)
     views = global_views(model)  # before ZeRO-3 empties the parameters
 
     # DeepSpeed prints tables of memory on its way; its warnings go through its logger and stay.
@@ -73,7 +76,7 @@ def initialize(
         ds_engine, *_ = deepspeed.initialize(
             model=hosted,
             optimizer=build_optimizer(param_groups, config=optimizer),
-            config=settings.values,
+            config=_values(settings, routed=bool(pools)),
             dist_init_required=False,
         )
     topology = {
@@ -100,6 +103,15 @@ def _check_device(settings: DeepSpeedSettings) -> None:
         )
 
 
+def _values(settings: DeepSpeedSettings, *, routed: bool) -> dict[str, Any]:
+    if settings.stage != 3 or not routed:
+        return settings.values
+    # A prefetch gathers replicated parameters and experts in one call, in an order that differs between ranks (see
+    # _prepare_stage3): harmless on gloo, a possible deadlock on NCCL.
+    zero = settings.values["zero_optimization"] | {"stage3_prefetch_bucket_size": 0}
+    return settings.values | {"zero_optimization": zero}
+
+
 def _marker(model: nn.Module, pools: list[str], placement: Placement | None) -> nn.Module | None:
     if not pools:
         return None
@@ -108,17 +120,21 @@ def _marker(model: nn.Module, pools: list[str], placement: Placement | None) -> 
     return routed_marker(parameters[pools[0]].shape[0], ep_size)
 
 
-def _make_leaves(model: nn.Module) -> None:
-    """Lets ZeRO-3 gather a whole routed layer at once.
+def _prepare_stage3(model: nn.Module) -> None:
+    """Makes ZeRO-3 gather a gate's parameters together with its routed layer.
 
-    Its hooks find tensors in tuples and dictionaries only. A gate returns a frozen ``Routing``, so the parameters of
-    the gate would not be gathered again for the backward pass; as a leaf, the layer gathers all of them when the
-    gradient of its output arrives.
+    DeepSpeed finds the tensors of a module's output in tuples and dictionaries only. A gate returns a frozen
+    ``Routing``, so nothing would gather the gate's parameters again for its backward pass; the layer around it returns
+    a tensor beside the routing, and the gate's backward pass lies inside the layer's.
+
+    NOTE: Declaring the whole layer a "leaf" would do the same, but would gather replicated parameters and experts in
+    one call, and DeepSpeed then orders the two process groups by ``id()``: differently on each rank.
     """
-    from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
+    from deepspeed import zero
 
     from distmoe.moe.layer import RoutedFeedForward
 
     for module in model.modules():
         if isinstance(module, RoutedFeedForward):
-            set_z3_leaf_module(module, True)
+            for parameter in module.gate.parameters():
+                zero.register_external_parameter(module, parameter)

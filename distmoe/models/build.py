@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from distmoe.errors import ConfigError
 from distmoe.models.config import ModelConfig
 from distmoe.models.encoder import Encoder
+from distmoe.models.freezing import first_trainable_layer, freeze_parts, frozen_layers
 from distmoe.models.heads import TaskHeads
 from distmoe.models.layer import EncoderLayer
 from distmoe.models.layer_plan import routed_layers
@@ -18,6 +20,8 @@ from distmoe.models.shape import EncoderShape
 from distmoe.moe.build import build_routed_feed_forward
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.nn.attention import SelfAttention
+from distmoe.nn.conditional.build import ConditionalParts, LayerParts, build_conditional
+from distmoe.nn.conditional.module import reset_conditional
 from distmoe.nn.embeddings import EncoderEmbeddings
 from distmoe.nn.feed_forward import FeedForward
 from distmoe.parallel.process_groups import LayerHosting
@@ -56,7 +60,8 @@ def build_model(
             different starts never become similar.
 
     Raises:
-        ConfigError: If the grouping or the hosting is for another number of routed layers, or experts do not divide.
+        ConfigError: If the grouping or the hosting is for another number of routed layers, experts do not divide, or
+            a frozen or conditioned layer does not exist.
     """
     routed = routed_layers(config.moe, shape.num_layers)
     if not len(routed) == grouping.num_layers == len(hosting):
@@ -66,6 +71,7 @@ def build_model(
             expected=f"{len(routed)}, for the routed layers {list(routed)}",
             remedy="give one partition per routed layer in structure.grouping, or change model.moe.layers",
         )
+    conditional = _build_conditional(config, shape, num_tasks=len(tasks))
     layers: list[EncoderLayer] = []
     for index in range(shape.num_layers):
         feed_forward: FeedForward | RoutedFeedForward
@@ -86,7 +92,8 @@ def build_model(
             )
         else:
             feed_forward = FeedForward(shape.hidden_size, shape.intermediate_size, shape.activation)
-        layers.append(_build_layer(config, shape, feed_forward))
+        parts = None if conditional is None else conditional.layers[index]
+        layers.append(_build_layer(config, shape, feed_forward, parts))
     embeddings = EncoderEmbeddings(
         vocab_size=shape.vocab_size,
         max_positions=shape.max_positions,
@@ -98,13 +105,14 @@ def build_model(
     )
     final_norm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps) if shape.norm == "pre" else None
     model = MultiTaskEncoder(
-        Encoder(embeddings, layers, final_norm),
+        Encoder(embeddings, layers, final_norm, conditional),
         Pooler(shape.hidden_size, pooling=config.pooling),
         TaskHeads(shape.hidden_size, [spec.num_outputs for spec in tasks]),
         dropout=config.dropout,
         shape=shape,
     )
     initialise(model, seed=seed, std=config.init_std, alike=alike)
+    freeze_parts(model.encoder, config.freeze)
     return model
 
 
@@ -115,6 +123,7 @@ def initialise(model: MultiTaskEncoder, *, seed: int, std: float, alike: bool = 
         name = f"encoder.layers.{index}"
         layer.attention.reset(seed, f"{name}.attention", std)  # type: ignore[operator, union-attr]
         _reset_feed_forward(layer.feed_forward, seed, f"{name}.feed_forward", std, alike)  # type: ignore[arg-type]
+    reset_conditional(model.encoder, seed, "encoder", std)
     model.pooler.reset(seed, "pooler", std)
     model.heads.reset(seed, "heads", std)
     # LayerNorms start as the identity, which is how their constructor leaves them.
@@ -133,8 +142,35 @@ def _reset_feed_forward(
         feed_forward.shared_mlp.reset(seed, f"{name}.shared_mlp", std)
 
 
+def check_layers(config: ModelConfig, shape: EncoderShape) -> None:
+    """Refuses frozen and conditioned layers that do not fit the encoder, before anything is built.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    frozen_layers(config.freeze, shape.num_layers)
+    with torch.device("meta"):
+        _build_conditional(config, shape, num_tasks=1)
+
+
+def _build_conditional(config: ModelConfig, shape: EncoderShape, *, num_tasks: int) -> ConditionalParts | None:
+    if config.conditional is None:
+        return None
+    first_layer = 0
+    if config.conditional.condition_from == "first_trainable":
+        first_layer = first_trainable_layer(config.freeze, shape.num_layers)
+    return build_conditional(
+        config.conditional,
+        num_tasks=num_tasks,
+        hidden_size=shape.hidden_size,
+        num_layers=shape.num_layers,
+        layer_norm_eps=shape.layer_norm_eps,
+        first_layer=first_layer,
+    )
+
+
 def _build_layer(
-    config: ModelConfig, shape: EncoderShape, feed_forward: FeedForward | RoutedFeedForward
+    config: ModelConfig, shape: EncoderShape, feed_forward: FeedForward | RoutedFeedForward, parts: LayerParts | None
 ) -> EncoderLayer:
     return EncoderLayer(
         SelfAttention(shape.hidden_size, shape.num_heads, dropout=config.attention_dropout),
@@ -144,4 +180,5 @@ def _build_layer(
         layer_norm_eps=shape.layer_norm_eps,
         dropout=config.dropout,
         activation_checkpointing=config.activation_checkpointing,
+        conditional=parts,
     )

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from distmoe.config import Section
 from distmoe.moe.config import MoEConfig
+from distmoe.nn.conditional.config import ConditionalConfig
 
 
 class ModelConfig(Section):
@@ -31,5 +32,13 @@ class ModelConfig(Section):
     init_std: float = Field(0.02, gt=0, description="Standard deviation of fresh weights.")
     activation_checkpointing: bool = Field(
         False, description="Recompute attention and experts in backward; never repeats an all-to-all."
+    )
+    freeze: Literal["none", "embeddings", "lower_half"] | list[int] = Field(
+        "none",
+        description="Pretrained parts that are not trained: the embeddings, and with them the lower half of the "
+        "layers or the listed layers (0-based). Gates and conditional modules in them are trained.",
+    )
+    conditional: ConditionalConfig | None = Field(
+        None, description="Task-conditioned modules (CA-MTL); null: none of them."
     )
     moe: MoEConfig | None = Field(default_factory=MoEConfig, description="null: a dense model.")

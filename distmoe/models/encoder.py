@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from distmoe.data.batch import TaskBatch
 from distmoe.models.layer import EncoderLayer
 from distmoe.moe.routing import Routing, TokenContext
+from distmoe.nn.conditional.alignment import ConditionalAlignment
+from distmoe.nn.conditional.build import ConditionalParts
+from distmoe.nn.conditional.conditioning import Conditioning
+from distmoe.nn.conditional.published import PublishedChain
+from distmoe.nn.conditional.task_embedding import TaskConditioner
 from distmoe.nn.embeddings import EncoderEmbeddings
 
 
@@ -22,23 +27,41 @@ class Encoder(nn.Module):
         embeddings: Input embeddings.
         layers: Shallow to deep.
         final_norm: LayerNorm over the last states; pre-LN models need it, post-LN ones have none.
+        conditional: Task-conditioned parts outside the layers; None: an encoder that does not know of tasks.
     """
 
     def __init__(
-        self, embeddings: EncoderEmbeddings, layers: Sequence[EncoderLayer], final_norm: nn.LayerNorm | None
+        self,
+        embeddings: EncoderEmbeddings,
+        layers: Sequence[EncoderLayer],
+        final_norm: nn.LayerNorm | None,
+        conditional: ConditionalParts | None = None,
     ) -> None:
         super().__init__()
         self.embeddings = embeddings
+        self.conditioner: TaskConditioner | None = None if conditional is None else conditional.conditioner
+        self.alignment: ConditionalAlignment | None = None if conditional is None else conditional.alignment
         self.layers = nn.ModuleList(layers)
+        self.chain: PublishedChain | None = None if conditional is None else conditional.chain
         self.final_norm = final_norm
 
     def forward(self, batch: TaskBatch, context: TokenContext) -> tuple[Tensor, tuple[Routing, ...]]:
         """Returns hidden states ``[B, S, D]`` (meaningless at padding) and one routing per routed layer."""
-        x_BSD = self.embeddings(batch.input_ids_BS, batch.attention_mask_BS, batch.token_type_ids_BS)
+        conditioning = None if self.conditioner is None else self.conditioner(batch.task_ids_B)
+        x_BSD = self._embed(batch, conditioning)
         mask_B11S = batch.attention_mask_BS[:, None, None, :]
         routings: list[Routing] = []
+        states_BSD: list[Tensor] = []
         for layer in self.layers:
-            x_BSD, routing = layer(x_BSD, mask_B11S, batch.token_index_T, context)
+            x_BSD, routing = layer(x_BSD, mask_B11S, batch.token_index_T, context, conditioning)
             if routing is not None:
                 routings.append(routing)
+            if self.chain is not None:
+                states_BSD.append(x_BSD)
+        if self.chain is not None:
+            x_BSD = self.chain(states_BSD, conditioning)
         return (x_BSD if self.final_norm is None else self.final_norm(x_BSD)), tuple(routings)
+
+    def _embed(self, batch: TaskBatch, conditioning: Conditioning | None) -> Tensor:
+        x_BSD: Tensor = self.embeddings(batch.input_ids_BS, batch.attention_mask_BS, batch.token_type_ids_BS)
+        return x_BSD if self.alignment is None else self.alignment(x_BSD, conditioning)

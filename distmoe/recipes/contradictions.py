@@ -22,6 +22,8 @@ def check(config: RunConfig) -> None:
     _check_shape(config)
     if config.structure.learn is not None:
         _check_learning(config, config.structure.learn)
+    _check_freeze(config)
+    _check_sampling(config)
     if config.model.moe is None:
         _check_dense(config)
     else:
@@ -67,6 +69,48 @@ def _check_shape(config: RunConfig) -> None:
             got=f"data.max_length={config.data.max_length}, model.max_positions={model.max_positions}",
             expected=f"data.max_length <= {model.max_positions}",
             remedy="shorten data.max_length, or raise model.max_positions",
+        )
+
+
+def _check_sampling(config: RunConfig) -> None:
+    sampling, moe = config.data.sampling, config.model.moe
+    if sampling.strategy == "uncertainty":
+        if moe is not None and moe.capacity_factor is not None:
+            raise ConfigError(
+                "with a capacity, the score of a candidate would depend on the others of its pool",
+                got=f"data.sampling.strategy=uncertainty, model.moe.capacity_factor={moe.capacity_factor}",
+                expected="capacity_factor=null (dropless)",
+                remedy="set model.moe.capacity_factor=null, or choose another strategy",
+            )
+        return
+    defaults = type(sampling)()
+    keys = ("candidates", "score", "regression_score", "quota", "scope")
+    unread = [key for key in keys if getattr(sampling, key) != getattr(defaults, key)]
+    if unread:
+        raise ConfigError(
+            "keys of uncertainty sampling are set, but it is not the strategy",
+            got=f"data.sampling.strategy={sampling.strategy} with {', '.join(unread)}",
+            expected="data.sampling.strategy=uncertainty",
+            remedy=f"set data.sampling.strategy=uncertainty, or remove data.sampling.{unread[0]}",
+        )
+
+
+def _check_freeze(config: RunConfig) -> None:
+    model = config.model
+    if model.freeze != "none" and model.pretrained is None:
+        raise ConfigError(
+            "layers that are never trained would stay random",
+            got=f"model.freeze={model.freeze}, model.pretrained=null",
+            expected="a pretrained encoder, or model.freeze=none",
+            remedy="add model.pretrained=HF_DIR, or set model.freeze=none",
+        )
+    conditional = model.conditional
+    if conditional is not None and conditional.condition_from == "first_trainable" and model.freeze == "none":
+        raise ConfigError(
+            "condition_from=first_trainable has no frozen layers to stay above",
+            got="model.conditional.condition_from=first_trainable, model.freeze=none",
+            expected="frozen layers, or condition_from=embeddings",
+            remedy="set model.freeze=lower_half, or model.conditional.condition_from=embeddings",
         )
 
 
@@ -118,6 +162,15 @@ def _check_learning(config: RunConfig, learn: LearnConfig) -> None:
             got=f"model.moe.gate.kind={moe.gate.kind}, model.moe.gate.router=linear",
             expected="router mlp, or another gate",
             remedy="set model.moe.gate.router=mlp",
+        )
+    model = config.model
+    if model.conditional is not None or model.freeze not in ("none", "embeddings"):
+        raise ConfigError(
+            "structural learning compares trained layers of tasks that share everything above them",
+            got=f"model.conditional={'null' if model.conditional is None else '...'}, model.freeze={model.freeze}",
+            expected="no task-conditioned modules, and no frozen layers",
+            remedy="set model.conditional=null and model.freeze=none while learning; train on with the learned "
+            "structure.grouping",
         )
     if config.parallel.placement != "colocated":
         raise ConfigError(

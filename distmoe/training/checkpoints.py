@@ -12,7 +12,7 @@ from pathlib import Path
 from distmoe.checkpoint import folders, store
 from distmoe.checkpoint.carry import Carrier
 from distmoe.checkpoint.config import CheckpointConfig
-from distmoe.data.loader import TrainLoader
+from distmoe.data.loader import StepLoader
 from distmoe.engine.engine import Engine
 from distmoe.log import get_logger
 from distmoe.seed import seed_all
@@ -46,7 +46,7 @@ class Checkpoints:
         *,
         config: RunConfig,
         engine: Engine,
-        loader: TrainLoader,
+        loader: StepLoader,
         journal: Journal,
         state: TrainerState,
         tasks: TaskSet,
@@ -110,6 +110,8 @@ class Checkpoints:
         manifest = store.check(folder, tasks=self._tasks, grouping=grouping)
         load = store.load if carrier is None else carrier.load
         loaded = self._engine.load_state(folder, manifest=manifest, load=load)
+        if not loaded.trainer_state:  # tools/edit_tasks.py wrote it: weights and moments of a run that begins
+            return
         self._state.load_state_dict(loaded.trainer_state["progress"])
         self._loader.load_state_dict(loaded.trainer_state["data"])
         if carrier is None:

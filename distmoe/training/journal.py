@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from distmoe.data.accounts import SampleAccounts
 from distmoe.data.batch import TaskBatch
 from distmoe.engine.engine import StepResult
 from distmoe.models.output import ModelOutput
@@ -70,6 +71,7 @@ class Journal:
         self._monitor, self._progress = monitor, progress
         self._last = (0.0, 0.0)  # learning rate and gradient norm of the last step
         self._clock = _Clock()
+        self.accounts: SampleAccounts | None = None  # of the loader, which is built later
 
     def count(self, output: ModelOutput) -> None:
         """Adds a forward pass to the routing statistics."""
@@ -124,6 +126,8 @@ class Journal:
                 f"layer_{number}": self._routing(layer, bytes_sent)
                 for number, layer, bytes_sent in zip(self._layers, layers, sent, strict=True)
             }
+        if self.accounts is not None:
+            record["samples"] = self.accounts.to_json(self._tasks.names)
         self._monitor.write(record)
 
     def evaluated(self, evaluation: Evaluation, step: int, *, is_best: bool, final: bool = False) -> None:

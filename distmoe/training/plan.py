@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from distmoe.data.pool_loader import check_uncertainty
 from distmoe.engine import ds_config, supported
 from distmoe.engine.ds_config import DeepSpeedSettings
+from distmoe.models.build import check_layers
 from distmoe.models.layer_plan import routed_layers
 from distmoe.models.shape import EncoderShape, resolve_shape
 from distmoe.moe.config import MoEConfig
@@ -85,6 +87,9 @@ def make_plan(config: RunConfig, env: RankEnv) -> Plan:
     sources = open_sources(config)
     shape = resolve_shape(config.model, sources.vocab_size, sources.pad_token_id)
     check_positions(config, shape.max_positions)
+    check_layers(config.model, shape)
+    if config.data.sampling.strategy == "uncertainty":
+        check_uncertainty(config.data, sources.tasks)
     layers = routed_layers(config.model.moe, shape.num_layers)
     grouping = resolve_grouping(config.structure, sources.tasks, len(layers))
     check_structure(config, sources.tasks, grouping)

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from distmoe.data.encoded import EncodedTasks
 from distmoe.data.eval_loader import EvalLoader
 from distmoe.data.loader import TrainLoader
+from distmoe.data.pool_loader import PoolLoader
 from distmoe.data.prepare import SplitReport, encode_tasks
 from distmoe.data.sampling import mixture_weights
 from distmoe.data.sources import Split, TaskSource, load_tasks
@@ -65,6 +66,12 @@ class RunData:
 
     def train_loader(self, placement: Placement, *, rank: int, pin_memory: bool) -> TrainLoader:
         return TrainLoader(
+            self.encoded, tasks=self.tasks, config=self.config.data, placement=placement, rank=rank,
+            seed=self.config.run.seed, pin_memory=pin_memory,
+        )  # fmt: skip
+
+    def pool_loader(self, placement: Placement, *, rank: int, pin_memory: bool) -> PoolLoader:
+        return PoolLoader(
             self.encoded, tasks=self.tasks, config=self.config.data, placement=placement, rank=rank,
             seed=self.config.run.seed, pin_memory=pin_memory,
         )  # fmt: skip

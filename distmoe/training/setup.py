@@ -25,6 +25,8 @@ from distmoe.checkpoint.carry import Carrier
 from distmoe.checkpoint.import_hf import load_pretrained
 from distmoe.checkpoint.manifest import read_manifest
 from distmoe.checkpoint.run_files import write_run_files
+from distmoe.checkpoint.shares import parameter_shares_of
+from distmoe.data.loader import StepLoader
 from distmoe.data.sources.base import Split
 from distmoe.engine.engine import Engine
 from distmoe.engine.initialize import initialize
@@ -34,6 +36,7 @@ from distmoe.models.build import build_model
 from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.moe.statistics import RoutingStatistics
+from distmoe.nn.conditional.counts import ParameterShares
 from distmoe.parallel import process_groups
 from distmoe.parallel.env import RankEnv
 from distmoe.parallel.placement import Placement
@@ -59,6 +62,7 @@ from distmoe.training.structural.alignment import AlignmentTerm
 from distmoe.training.structural.probe import ProbeSet
 from distmoe.training.structural.state import StructureState
 from distmoe.training.trainer import Trainer
+from distmoe.training.uncertainty import Scorer, UncertaintyLoader
 from distmoe.training.window import LossWindow
 
 _log = get_logger(__name__)
@@ -107,7 +111,7 @@ def build_run(
     agreement.from_rank_0(lambda: claim(folder, config, step=_step_of(folder), resume=resume))
     if env.rank == 0:
         _announce(config, folder, plan, data, placement, hosted)
-    state = TrainerState(step=_step_of(folder), best=BestScore(patience=config.run.early_stop), structure=structure)
+    state = TrainerState(best=BestScore(patience=config.run.early_stop), structure=structure)
     run = workshop.assemble(plan, placement, hosted, state, outlets=workshop.outlets())
     if folder.resume_from is not None:
         run.checkpoints.load(folder.resume_from)
@@ -129,7 +133,7 @@ def _structure(
             plan.grouping, learn, num_steps=config.schedule.num_steps, probe=probe.probe.sha256
         )
         return state, probe
-    saved = store.read_trainer_state(folder.resume_from)["progress"].get("structure")
+    saved = store.read_trainer_state(folder.resume_from).get("progress", {}).get("structure")
     if saved is None or saved["probe"] != probe.probe.sha256:
         raise CheckpointError(
             f"{folder.resume_from} cannot be continued by structural learning",
@@ -179,7 +183,7 @@ class Workshop:
             routed_layers=plan.routed_layers,
             experts_per_task_group=moe.experts_of_layer(1),
             betas=(self.config.optimizer.betas[0], self.config.optimizer.betas[1]),
-            names=run.trainer.engine.tensor_names(),
+            names=tuple(run.trainer.engine.tensor_records()),
         )
         run.checkpoints.load(checkpoint, carrier)
         if merges.merges:
@@ -221,7 +225,7 @@ class Workshop:
         """Everything around the engine."""
         config, data, env, engine = self.config, self.data, self.env, hosted.engine
         pin_memory = engine.device.type == "cuda"
-        loader = data.train_loader(placement, rank=env.rank, pin_memory=pin_memory)
+        loader = self.agreement.run(lambda: _build_loader(config, data, placement, engine, rank=env.rank))
         eval_loader = data.eval_loader(placement, rank=env.rank, pin_memory=pin_memory)
         alignment = self._alignment(plan, state, engine)
         objective = Objective(
@@ -236,6 +240,7 @@ class Workshop:
         journal = _build_journal(
             config, plan, hosted, auxiliary_names=objective.auxiliary_names, rank=env.rank, outlets=outlets
         )
+        journal.accounts = loader.accounts
         checkpoints = Checkpoints(
             self.folder.checkpoints,
             config=config,
@@ -293,6 +298,20 @@ class Workshop:
         )
 
 
+def _build_loader(config: RunConfig, data: RunData, placement: Placement, engine: Engine, *, rank: int) -> StepLoader:
+    pin_memory, sampling = engine.device.type == "cuda", config.data.sampling
+    if sampling.strategy != "uncertainty":
+        return data.train_loader(placement, rank=rank, pin_memory=pin_memory)
+    scorer = Scorer(
+        data.tasks,
+        regression_score=sampling.regression_score,
+        label_variances=[float(split.labels_N.var()) for split in data.encoded.train],
+        device=engine.device,
+    )
+    pools = data.pool_loader(placement, rank=rank, pin_memory=pin_memory)
+    return UncertaintyLoader(pools, engine=engine, scorer=scorer)
+
+
 @dataclass(frozen=True)
 class _Hosted:
     """The model in its engine, and what could be seen of it before."""
@@ -301,6 +320,7 @@ class _Hosted:
     model: MultiTaskEncoder
     process_groups: process_groups.ProcessGroups
     parameters: summary.ParameterCount
+    shares: ParameterShares
     traffic: tuple[TrafficCounter, ...]
 
 
@@ -315,7 +335,8 @@ def _host_model(config: RunConfig, plan: Plan, placement: Placement, agreement: 
             model, settings=plan.settings, optimizer=config.optimizer, process_groups=groups, placement=placement
         )
     )
-    return _Hosted(engine, model, groups, parameters, traffic)
+    shares = parameter_shares_of(engine.tensor_records())
+    return _Hosted(engine, model, groups, parameters, shares, traffic)
 
 
 def _build_model(config: RunConfig, plan: Plan, groups: process_groups.ProcessGroups) -> MultiTaskEncoder:
@@ -348,6 +369,7 @@ def _announce(
         grouping=plan.grouping,
         placement=placement,
         parameters=hosted.parameters,
+        shares=hosted.shares,
         settings=plan.settings,
     )
     write_json(folder.path / SUMMARY_FILE, facts.to_json())

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from distmoe.checkpoint.shares import shares_text
 from distmoe.engine.ds_config import DeepSpeedSettings
 from distmoe.moe.layer import RoutedFeedForward
+from distmoe.nn.conditional.counts import ParameterShares
 from distmoe.parallel.placement import Placement
 from distmoe.tasks import TaskGrouping, TaskSet
 from distmoe.training.config import RunConfig
@@ -76,6 +78,7 @@ class Facts:
     placement: Placement
     parameters: ParameterCount
     settings: DeepSpeedSettings
+    shares: ParameterShares | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The plain values of ``summary.json``."""
@@ -94,6 +97,7 @@ class Facts:
             },
             "num_ranks": self.placement.num_ranks,
             "parameters": asdict(self.parameters),
+            "shares": None if self.shares is None else asdict(self.shares),
             "zero_stage": self.settings.stage,
             "precision": self.settings.precision,
         }
@@ -128,7 +132,10 @@ class Facts:
             f"model: {kind}; parameters: {count.total:,} total, {count.active:,} active per token, "
             f"{count.per_rank:,} on rank 0"
         )
-        return [head, *(f"  {line}" for line in tree_lines(self.grouping, self.tasks, self.routed_layers))]
+        rows = [head]
+        if self.shares is not None and (self.shares.frozen or config.model.conditional is not None):
+            rows.append(f"  {shares_text(self.shares)}")
+        return [*rows, *(f"  {line}" for line in tree_lines(self.grouping, self.tasks, self.routed_layers))]
 
     def _parallel_lines(self, config: RunConfig, device: str) -> list[str]:
         placement, settings = self.placement, self.settings

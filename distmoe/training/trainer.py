@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from distmoe.data.batch import TaskBatch
-from distmoe.data.loader import TrainLoader
+from distmoe.data.loader import StepLoader
 from distmoe.data.sources.base import Split
 from distmoe.engine.config import ScheduleConfig
 from distmoe.engine.engine import Engine, StepResult
@@ -40,7 +40,7 @@ class Trainer:
     engine: Engine
     objective: Objective
     tasks: TaskSet
-    loader: TrainLoader
+    loader: StepLoader
     evaluate: Callable[[Split], Evaluation]
     journal: Journal
     checkpoints: Checkpoints

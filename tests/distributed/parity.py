@@ -23,9 +23,13 @@ from distmoe.data.batch import TaskBatch
 from distmoe.engine.config import OptimizerConfig
 from distmoe.models.build import build_model
 from distmoe.models.config import ModelConfig
+from distmoe.models.freezing import Freeze
 from distmoe.models.parameters import parameter_roles
 from distmoe.models.shape import EncoderShape
 from distmoe.moe.config import AuxiliaryLossConfig, GateConfig, MoEConfig
+from distmoe.nn.conditional.config import ConditionalConfig
+from distmoe.nn.conditional.module import conditional_parameters
+from distmoe.nn.init import init_normal_
 from distmoe.parallel.placement import Placement, place
 from distmoe.parallel.process_groups import create, single_process
 from distmoe.tasks import TaskGrouping, TaskSet, TaskSpec
@@ -66,6 +70,7 @@ class Case:
     partitions: tuple = ONE
     gate: str = "token"
     top_k: int = 2
+    num_experts: int = 12  # per layer; each task group's share is dealt to ep_size ranks
     accumulation: int = 1
     clipping: float = 0.1
     weight_decay: float = 0.05
@@ -73,7 +78,8 @@ class Case:
     shared_expert: bool = False
     checkpointing: bool = False
     dense: bool = False
-    frozen: bool = False  # embeddings are not trained
+    freeze: Freeze = "none"
+    conditional: dict[str, Any] | None = None
     skipped_steps: tuple[int, ...] = ()
 
     num_ranks: int = 2
@@ -99,6 +105,13 @@ def zero(stage: int, **sections: Any) -> dict[str, Any]:
 BF16 = {"enabled": True}
 FP16 = {"enabled": True, "loss_scale": 0, "initial_scale_power": 8}
 OFFLOAD = {"device": "cpu"}
+# Every conditional module in every layer, on task sets that are disjoint between ranks.
+COND: dict[str, Any] = {
+    "embedding_size": 3,
+    "attention": {"layers": "all", "block_side": 3, "max_length": 5},
+    "layer_norm": {"layers": "all"},
+    "bottleneck": {"layers": "all"},
+}
 
 
 def grouping_of(case: Case) -> TaskGrouping:
@@ -121,7 +134,7 @@ def build(case: Case, hosting: Sequence[Any]) -> nn.Module:
         if case.dense
         else MoEConfig(
             layers="all",
-            num_experts=12,
+            num_experts=case.num_experts,
             top_k=case.top_k,
             expert_size=8,
             gate=GateConfig(kind=case.gate, noise="none"),  # type: ignore[arg-type]
@@ -130,11 +143,26 @@ def build(case: Case, hosting: Sequence[Any]) -> nn.Module:
         )
     )
     config = ModelConfig(
-        moe=moe, dropout=0.0, attention_dropout=0.0, init_std=0.2, activation_checkpointing=case.checkpointing
+        moe=moe,
+        dropout=0.0,
+        attention_dropout=0.0,
+        init_std=0.2,
+        activation_checkpointing=case.checkpointing,
+        freeze=case.freeze,
+        conditional=None if case.conditional is None else ConditionalConfig.model_validate(case.conditional),
     )
     model = build_model(config, shape=SHAPE, tasks=TASKS, grouping=grouping_of(case), hosting=hosting, seed=SEED)
-    model.encoder.embeddings.requires_grad_(not case.frozen)
+    if case.conditional is not None:
+        _move_conditional(model)
     return model
+
+
+@torch.no_grad()
+def _move_conditional(model: nn.Module) -> None:
+    """Away from the identity, where most of their gradients would be zero."""
+    parameters = dict(model.named_parameters())
+    for name in conditional_parameters(model):
+        init_normal_(parameters[name], seed=SEED, name=name, std=0.1)
 
 
 def optimizer_config(case: Case) -> OptimizerConfig:
@@ -355,7 +383,7 @@ def run_cases(rank: int, cases: Sequence[Case]) -> list[dict[str, Any]]:
     """Worker: trains every case and returns, per case, this rank's trace, fragments and layout."""
     from distmoe.engine.distributed import init_distributed
 
-    init_distributed(timeout_minutes=1)
+    init_distributed(timeout_minutes=5)
     answers = []
     for case in cases:
         engine, _, objective, process_groups = make_engine(case)

@@ -19,6 +19,7 @@ from distmoe.checkpoint.store import clean, latest, steps
 from tests.distributed.harness import RankError, run_ranks
 from tests.distributed.parity import (
     BF16,
+    COND,
     FP16,
     OFFLOAD,
     TASKS,
@@ -31,6 +32,8 @@ from tests.distributed.parity import (
     train_steps,
     zero,
 )
+
+pytestmark = pytest.mark.timeout(900)  # one start of the ranks trains all pairs
 
 SAVED, LAST = 3, 5
 Z3 = {"stage3_param_persistence_threshold": 0}
@@ -52,8 +55,8 @@ SAME = (
     ZERO1_EP2,
     PARTITIONED,
     _case("zero0 dense", dense=True, config=zero(0)),
-    _case("zero1 frozen", frozen=True),
-    _case("zero3 frozen", frozen=True, config=zero(3, **Z3)),
+    _case("zero1 conditional, half frozen", conditional=COND, freeze="lower_half", ep_size=2),
+    _case("zero3 conditional, half frozen", conditional=COND, freeze="lower_half", config=zero(3, **Z3)),
     _case("zero1 bf16", config=zero(1, bf16=BF16)),
     _case("zero3 bf16", config=zero(3, bf16=BF16)),
     _case("zero2 fp16", config=zero(2, fp16=FP16)),
@@ -67,7 +70,7 @@ def resume_pairs(rank: int, root: str, pairs: list[tuple[Case, Case]]) -> list[d
     from distmoe.checkpoint import store
     from distmoe.engine.distributed import init_distributed
 
-    init_distributed(timeout_minutes=1)
+    init_distributed(timeout_minutes=5)
     answers = []
     for index, (first, second) in enumerate(pairs):
         engine, _, objective, process_groups = make_engine(first)
@@ -110,7 +113,7 @@ def _state(engine: Any) -> list[tuple[str, int, torch.Tensor]]:
 @lru_cache
 def resumed(folder: str) -> list[list[dict[str, Any]]]:
     pairs = [(case, case) for case in SAME] + list(OTHER)
-    by_rank = run_ranks(resume_pairs, 2, folder, pairs, init_process_group=False, timeout=240)
+    by_rank = run_ranks(resume_pairs, 2, folder, pairs, init_process_group=False, timeout=600)
     return [list(answer) for answer in zip(*by_rank, strict=True)]
 
 
@@ -154,7 +157,7 @@ def load_elsewhere(rank: int, folder: str, case: Case) -> tuple[list[float], lis
     from distmoe.checkpoint import store
     from distmoe.engine.distributed import init_distributed
 
-    init_distributed(timeout_minutes=1)
+    init_distributed(timeout_minutes=5)
     manifest = store.check(Path(folder), tasks=TASKS, grouping=grouping_of(case))
     engine, _, objective, _ = make_engine(case)
     loaded = engine.load_state(Path(folder), manifest=manifest)
@@ -188,7 +191,7 @@ def save_and_die(rank: int, root: str) -> None:
 
     from distmoe.engine.distributed import init_distributed
 
-    init_distributed(timeout_minutes=1)
+    init_distributed(timeout_minutes=5)
     engine, _, objective, _ = make_engine(ZERO1)
     engine.train_mode()
     arguments = {"tasks": TASKS, "grouping": grouping_of(ZERO1), "trainer_state": {}, "rank_state": {}}

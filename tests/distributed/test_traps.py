@@ -31,7 +31,7 @@ def observe(rank: int) -> dict[str, Any]:
     """Worker: one start of the ranks for all observations."""
     from distmoe.engine.distributed import init_distributed
 
-    init_distributed(timeout_minutes=1)
+    init_distributed(timeout_minutes=5)
     return {
         "hash": hash("param group") % 1000,
         "param groups": _param_groups(TWO_LAYOUTS),
@@ -150,7 +150,7 @@ def _non_finite() -> dict[str, tuple[float, bool, bool]]:
 
 @lru_cache
 def observed() -> list[dict[str, Any]]:
-    return run_ranks(observe, 2, init_process_group=False, timeout=120)
+    return run_ranks(observe, 2, init_process_group=False, timeout=300)
 
 
 def test_trap_1_param_groups_have_one_order_whatever_the_hash_seed() -> None:

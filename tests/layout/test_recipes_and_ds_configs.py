@@ -20,7 +20,8 @@ from distmoe.training.grouping import resolve_grouping
 
 ROOT = Path(__file__).parents[2]
 DS_CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
-OVERRIDES = {"nlu": ["data.root=."], "nlu_dense": ["data.root=."]}
+FOLDERS = ["data.root=.", "model.pretrained=folder"]
+OVERRIDES = {"nlu": ["data.root=."], "nlu_dense": ["data.root=."], "ca_mtl": FOLDERS, "ca_mtl_moe": FOLDERS}
 
 TASKS = TaskSet(
     tuple(
@@ -37,19 +38,33 @@ def config_of(recipe: str) -> RunConfig:
     return resolve(recipe, OVERRIDES.get(recipe, []))
 
 
+def tasks_of(config: RunConfig) -> TaskSet:
+    """Tasks with the recipe's names, whose data is elsewhere; without names, nine tasks of three families."""
+    if config.tasks.names is None:
+        return TASKS
+    return TaskSet(
+        tuple(
+            TaskSpec(name=name, kind="classification", metric="accuracy", labels=("no", "yes"))
+            for name in config.tasks.names
+        )
+    )
+
+
 def placement_of(config: RunConfig, num_ranks: int) -> Placement | None:
-    """The recipe's placement for nine tasks of three families, as a run on ``num_ranks`` would build it."""
+    """The recipe's placement as a run on ``num_ranks`` would build it."""
     if config.model.moe is None:
         return None
-    grouping = resolve_grouping(config.structure, TASKS, num_layers=2)
-    check_structure(config, TASKS, grouping)
-    weights = [1 / len(TASKS)] * len(TASKS)
+    tasks = tasks_of(config)
+    grouping = resolve_grouping(config.structure, tasks, num_layers=2)
+    check_structure(config, tasks, grouping)
+    weights = [1 / len(tasks)] * len(tasks)
     parallel = config.parallel
     return place(grouping, weights, num_ranks=num_ranks, ep_size=parallel.ep_size, mode=parallel.placement)
 
 
 def test_what_ships_is_what_the_docs_name():
     assert available() == [
+        "add_task", "ca_mtl", "ca_mtl_demo", "ca_mtl_moe", "ca_mtl_moe_demo",
         "demo", "dense", "glue", "nlu", "nlu_dense", "partitioned", "superglue", "task_moe_learned", "token_moe",
     ]  # fmt: skip
     assert DS_CONFIGS == [
@@ -61,8 +76,11 @@ def test_what_ships_is_what_the_docs_name():
 
 
 @pytest.mark.parametrize("recipe", available())
-def test_a_recipe_is_checked_and_names_its_run_after_itself(recipe):
+def test_a_recipe_is_checked_and_names_its_run_after_itself(recipe, tmp_path):
     config = config_of(recipe)
+    if config.model.pretrained is not None:
+        (tmp_path / "config.json").write_text("{}")
+        config = resolve(recipe, [*OVERRIDES[recipe], f"model.pretrained={tmp_path}"])
     assert config.run.name == recipe
     check_environment(config, num_ranks=2)
 

@@ -14,13 +14,14 @@ def mixture_weights(sizes: Sequence[int], config: SamplingConfig) -> list[float]
     """Returns each task's share of the training examples, summing to 1.
 
     ``size_proportional``: n_t; ``temperature``: n_t ** (1 / temperature); ``uniform`` and ``round_robin``: equal.
+    ``uncertainty``: equal too, in candidates; which of them are trained the model decides.
 
     Args:
         sizes: Training examples of each task, all positive.
         config: Strategy and temperature.
     """
-    exponent = {"size_proportional": 1.0, "temperature": 1.0 / config.temperature, "uniform": 0.0, "round_robin": 0.0}
-    raw = np.asarray(sizes, dtype=np.float64) ** exponent[config.strategy]
+    exponent = {"size_proportional": 1.0, "temperature": 1.0 / config.temperature}
+    raw = np.asarray(sizes, dtype=np.float64) ** exponent.get(config.strategy, 0.0)
     return [float(share) for share in raw / raw.sum()]
 
 

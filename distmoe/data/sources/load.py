@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from distmoe.data.config import DataConfig, TasksConfig
 from distmoe.data.sources.base import TaskSource
+from distmoe.data.sources.folders import FolderSource
 from distmoe.data.sources.hub import HubSource
 from distmoe.data.sources.local import LocalSource
 from distmoe.data.sources.suite import SuiteSource
@@ -19,6 +20,8 @@ def load_tasks(config: TasksConfig, data: DataConfig) -> tuple[TaskSet, TaskSour
         ConfigError: If the source cannot be opened.
     """
     source = _open(config, data)
+    if config.folders:
+        source = FolderSource(source, config.folders)
     names = source.names if config.names is None else tuple(config.names)
     if not names:
         raise DataError(

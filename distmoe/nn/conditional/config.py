@@ -53,6 +53,11 @@ class ConditionalConfig(Section):
         description="Only mode repo: an adapter at the top (published for BERT-base), or a chain of adapters over all "
         "layers that makes the output (BERT-large).",
     )
+    condition_from: Literal["embeddings", "first_trainable"] = Field(
+        "embeddings",
+        description="embeddings: also what is frozen may be conditioned. first_trainable: nothing below the lowest "
+        "layer that model.freeze leaves trainable, so no gradient crosses the frozen layers.",
+    )
     embedding_size: int = Field(64, gt=0, description="Width of a task embedding (mode repo: the model width).")
     generator: Literal["linear", "table"] = Field(
         "linear",

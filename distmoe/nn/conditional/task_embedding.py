@@ -13,6 +13,22 @@ from distmoe.nn.conditional.module import ConditionalModule
 from distmoe.nn.init import init_normal_
 
 
+class TaskTable(nn.Module):
+    """The learned table.
+
+    A module of its own because it returns a plain tensor: ZeRO-3 gathers a parameter for the backward pass when a
+    gradient arrives at a tensor that the module returned, and does not find the tensors inside a frozen value.
+    """
+
+    def __init__(self, num_tasks: int, embedding_size: int) -> None:
+        super().__init__()
+        self.z_Tk = nn.Parameter(torch.empty(num_tasks, embedding_size))
+
+    def forward(self, task_ids_B: Tensor) -> Tensor:
+        """Returns a copy of all rows: a partitioned parameter is released behind this, and readers come later."""
+        return self.z_Tk.clone()
+
+
 class TaskConditioner(ConditionalModule):
     """One learned embedding per task; the gradients of absent tasks are zero, not missing.
 
@@ -26,11 +42,16 @@ class TaskConditioner(ConditionalModule):
         super().__init__()
         self.num_tasks = num_tasks
         self.published = published
-        self.z_Tk = None if embedding_size is None else nn.Parameter(torch.empty(num_tasks, embedding_size))
+        self.table = None if embedding_size is None else TaskTable(num_tasks, embedding_size)
         self.projection: nn.Linear | None = None
         if published:
             assert embedding_size is not None, "the published structure reads embeddings"
             self.projection = nn.Linear(embedding_size, embedding_size)
+
+    @property
+    def z_Tk(self) -> nn.Parameter | None:
+        """The learned table, if there is one."""
+        return None if self.table is None else self.table.z_Tk
 
     def reset(self, seed: int, name: str, std: float) -> None:
         if self.z_Tk is not None:
@@ -39,17 +60,16 @@ class TaskConditioner(ConditionalModule):
             # one rate. (Never zero: with zero generators nothing would learn.)
             rows_std = std if self.published else self.z_Tk.shape[1] ** -0.5
             for task_id, row_k in enumerate(self.z_Tk):
-                init_normal_(row_k, seed=seed, name=f"{name}.z_Tk", index=task_id, std=rows_std)
+                init_normal_(row_k, seed=seed, name=f"{name}.table.z_Tk", index=task_id, std=rows_std)
         if self.projection is not None:
             init_normal_(self.projection.weight, seed=seed, name=f"{name}.projection.weight", std=std)
             nn.init.zeros_(self.projection.bias)
 
     def forward(self, task_ids_B: Tensor) -> Conditioning:
         """Returns the conditioning of rows of the given tasks (int64)."""
-        if self.z_Tk is None:
+        if self.table is None:
             return Conditioning(task_ids_B, None, None)
-        # A copy: a partitioned parameter is released behind this forward, and its readers come later.
-        z_Tk = self.z_Tk.clone()
+        z_Tk = self.table(task_ids_B)
         return Conditioning(task_ids_B, z_Tk if self.projection is None else self.projection(z_Tk), z_Tk)
 
     def of_task(self, task_id: int) -> Conditioning:

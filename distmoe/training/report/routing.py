@@ -54,11 +54,15 @@ def load_curves(history: RunHistory, theme: Theme) -> Figure:
             ylabel="share of tokens" if index % columns == 0 else None,
         )
         steps = [line["step"] for line in lines]
-        shares = np.array([_normalised(line["routing"][layer]["load"]) for line in lines])
-        axes.fill_between(steps, shares.min(axis=1), shares.max(axis=1), color=theme.accent, alpha=0.15, linewidth=0)
-        axes.plot(steps, shares.max(axis=1), color=theme.accent, linewidth=1.6, label="busiest")
-        axes.plot(steps, shares.min(axis=1), color=theme.second, linewidth=1.6, label="idlest")
-        axes.axhline(1 / shares.shape[1], color=theme.muted, linewidth=0.9, linestyle=":", label="even")
+        # The number of experts changes where structural learning has merged task groups.
+        shares = [_normalised(line["routing"][layer]["load"]) for line in lines]
+        busiest, idlest = ([extreme(row) for row in shares] for extreme in (np.max, np.min))
+        axes.fill_between(steps, idlest, busiest, color=theme.accent, alpha=0.15, linewidth=0)
+        axes.plot(steps, busiest, color=theme.accent, linewidth=1.6, label="busiest")
+        axes.plot(steps, idlest, color=theme.second, linewidth=1.6, label="idlest")
+        axes.plot(
+            steps, [1 / len(row) for row in shares], color=theme.muted, linewidth=0.9, linestyle=":", label="even"
+        )
         axes.set_ylim(bottom=0)
         if index == 0:
             legend(axes, theme, loc="best")

@@ -38,6 +38,7 @@ def run(job):
         "answers": answers,
         "missing": sorted(info["missing_keys"]),
         "unexpected": sorted(info["unexpected_keys"]),
+        "class": f"{type(model).__module__.partition('.')[0]}.{type(model).__name__}",
     }
     result["id2label"] = AutoConfig.from_pretrained(
         job["folder"], trust_remote_code=True, **job.get("options", {})

@@ -1,29 +1,17 @@
 """The command-line scripts tools/convert_*.py, called as functions."""
 
-import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.unit.checkpoint.samples import minilm_folder
-
-TOOLS = Path(__file__).resolve().parents[3] / "tools"
-
-
-def _main_of(script: str) -> Callable[[list[str]], int]:
-    spec = importlib.util.spec_from_file_location(f"tool_{script}", TOOLS / f"{script}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+from tests.unit.checkpoint.tools import main_of
 
 
 def test_convert_from_hf_writes_a_readable_folder_and_says_what_it_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _main_of("convert_from_hf")([str(minilm_folder()), str(tmp_path / "out")]) == 0
+    assert main_of("convert_from_hf")([str(minilm_folder()), str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
     assert "79 tensors loaded, 0 missing, 0 unexpected" in text
     assert "left out: embeddings.position_ids" in text
@@ -36,7 +24,7 @@ def test_convert_from_hf_writes_a_readable_folder_and_says_what_it_found(
 def test_user_errors_end_with_code_2_and_no_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], script: str
 ) -> None:
-    assert _main_of(script)([str(tmp_path / "nothing"), str(tmp_path / "out")]) == 2
+    assert main_of(script)([str(tmp_path / "nothing"), str(tmp_path / "out")]) == 2
     captured = capsys.readouterr()
     for part in ("error: ", "got: ", "expected: ", "remedy: "):
         assert part in captured.err

@@ -1,10 +1,7 @@
 """Exports are loaded by a fresh, isolated Python process in which distmoe cannot be imported."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.models.shape import EncoderShape
 from distmoe.tasks import TaskGrouping
 from distmoe.tokenization.word_tokenizer import build_word_tokenizer
+from tests.unit.checkpoint.consumer import consume
 from tests.unit.checkpoint.samples import minilm_folder, states
 from tests.unit.models.samples import GATES, TASKS, gate_config, make_batch, make_model, model_config, moe_config
 
@@ -82,21 +80,6 @@ def _write(folder: Path, model: MultiTaskEncoder, config: ModelConfig, **changes
     return write_export(folder, model, config=config, tasks=TASKS, grouping=grouping, **values)
 
 
-def _consume(jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    torch.save(jobs, folder / "jobs.pt")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules"), "HF_HOME": str(folder / "home")}
-    script = Path(__file__).with_name("hf_consumer.py")
-    subprocess.run(
-        [sys.executable, "-I", str(script), str(folder / "jobs.pt"), str(folder / "results.pt")],
-        check=True,
-        env=environment,
-        cwd=folder,
-        timeout=120,
-    )
-    return torch.load(folder / "results.pt", weights_only=True)
-
-
 @pytest.fixture(scope="module")
 def consumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[MultiTaskEncoder, Path, dict[str, Any]]]:
     """Per case: the training model, its export, and what the isolated process made of it."""
@@ -128,7 +111,7 @@ def consumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[MultiT
                  "options": {"default_task": "topic"}})  # fmt: skip
     without_mask = {"input_ids": BATCH.input_ids_BS}
     jobs.append({"folder": str(folder / "roberta"), "model_inputs": without_mask, "calls": calls})
-    results = _consume(jobs, folder)
+    results = consume(jobs, folder)
     answers = {name: (models[name], folder / name, result) for name, result in zip(models, results, strict=False)}
     answers["default_task"] = (models["gate_token"], folder / "gate_token", results[-2])
     answers["without_mask"] = (models["roberta"], folder / "roberta", results[-1])

@@ -83,3 +83,18 @@ def test_damage_names_a_missing_a_short_and_a_changed_file(tmp_path: Path) -> No
     assert damage(tmp_path, "x", record, checksum=False) == "x has 3 bytes instead of 4"
     path.unlink()
     assert damage(tmp_path, "x", record, checksum=False) == "x is missing"
+
+
+def test_a_linked_folder_is_refused(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "step_3", tmp_path / "outside"
+    for path in (folder, outside):
+        path.mkdir()
+    (outside / "x").write_text("secret")
+    (folder / "shards").symlink_to(outside)
+    manifest(files={"shards/x": record_file(outside / "x")}).write(folder)
+    with pytest.raises(CheckpointError, match=r"outside the checkpoint(.|\n)*shards/x"):
+        read_manifest(folder)
+    (tmp_path / "linked").symlink_to(folder)  # the checkpoint itself may be reached through a link
+    (folder / "shards").unlink()
+    (folder / "shards").mkdir()
+    assert read_manifest(tmp_path / "linked").step == 3

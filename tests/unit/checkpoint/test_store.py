@@ -119,6 +119,18 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, harm: Callable[[Path]
         check(folder)
 
 
+def test_the_manifest_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
+    first = save(tmp_path, 1)
+    WHOLE["w"].add_(1)
+    try:
+        second = save(tmp_path, 2)
+    finally:
+        WHOLE["w"].sub_(1)
+    (first / MANIFEST_NAME).write_bytes((second / MANIFEST_NAME).read_bytes())
+    with pytest.raises(CheckpointError, match=r"is damaged(.|\n)*__0_0.distcp has another SHA-256"):
+        check(first)
+
+
 def test_another_task_set_is_refused_with_both_lists(tmp_path: Path) -> None:
     other = TaskSet((*TASKS.specs, TaskSpec(name="b", kind="regression", metric="pearson")))
     with pytest.raises(CheckpointError, match=r"another task set\n  got:      a\n  expected: a \| b"):

@@ -36,6 +36,7 @@ from distmoe.recipes import resolve
         ("task_moe_learned", ["structure.learn.probe_examples=32"], r"from the probe set[\s\S]*probe_examples=32"),
         ("task_moe_learned", ["structure.learn.threshold=1.0"], r"structure\.learn\.threshold"),
         ("task_moe_learned", ["parallel.placement=partitioned"], r"not implemented for partitioned"),
+        ("task_moe_learned", ["model.conditional={}"], r"share everything above them[\s\S]*model\.conditional=null"),
         ("task_moe_learned", ["run.early_stop=3"], r"end training before the structure is learned"),
         (
             "task_moe_learned",
@@ -47,6 +48,18 @@ from distmoe.recipes import resolve
             "token_moe",
             ["model.moe.top_k=3"],
             r"cannot be shared by top_k[\s\S]*intermediate_size=512, model\.moe\.top_k=3",
+        ),
+        ("demo", ["model.freeze=lower_half"], r"would stay random[\s\S]*model\.freeze=lower_half[\s\S]*HF_DIR"),
+        (
+            "demo",
+            ["model.conditional.condition_from=first_trainable"],
+            r"no frozen layers to stay above[\s\S]*model\.freeze=none[\s\S]*lower_half",
+        ),
+        ("demo", ["model.conditional.alignement.enabled=false"], r"unknown key 'model\.conditional\.alignement'"),
+        (
+            "demo",
+            ["model.conditional.attention.block_side=200"],
+            r"larger than the attention bias[\s\S]*128",
         ),
         ("demo", ["model.moe.layers=[1, 4]"], r"must name existing layers[\s\S]*0 to 3"),
         ("demo", ["model.moe.layers=[1, 1]"], r"must name existing layers, each once"),
@@ -69,6 +82,8 @@ def test_a_contradiction_is_refused(recipe, overrides, message):
         ("token_moe", ["model.moe.top_k=3", "model.moe.expert_size=128"]),
         ("demo", ["model.moe.gate.kind=fixed", "model.moe.gate.table=random"]),
         ("demo", ["model.moe.layers=[0, 3]"]),
+        ("demo", ["model.conditional.mode=distmoe"]),
+        ("demo", ["model.pretrained=folder", "model.freeze=[0]", "model.conditional.condition_from=first_trainable"]),
         # a pretrained folder brings its own shape, which is checked where it is read
         ("demo", ["model.pretrained=folder", "model.num_heads=3", "model.moe.layers=[1, 11]", "data.max_length=512"]),
     ],

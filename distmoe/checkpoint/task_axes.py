@@ -1,0 +1,47 @@
+"""Which axes of a model's tensors count tasks and experts, as data.
+
+Only heads and gates have a row per task, and they name their axes by the letters at the end of their names: M tasks, E
+experts, C outputs. Three names need a word more.
+"""
+
+from __future__ import annotations
+
+import re
+
+from distmoe.moe.config import GateConfig
+
+_GATE = re.compile(r"encoder\.layers\.(\d+)\.feed_forward\.gate\.(.+)")
+_POOL = re.compile(r"encoder\.layers\.(\d+)\.feed_forward\.pools\.g(\d+)\.(.+)")
+_HEADS = {"heads.weight": "MCD", "heads.bias": "MC"}
+
+
+def gate_layer(name: str) -> int | None:
+    """The model layer whose gate a tensor belongs to, or None."""
+    match = _GATE.fullmatch(name)
+    return None if match is None else int(match[1])
+
+
+def pool_of(name: str) -> tuple[int, int, str] | None:
+    """(model layer, task group, rest of the name) of a tensor of experts, or None."""
+    match = _POOL.fullmatch(name)
+    return None if match is None else (int(match[1]), int(match[2]), match[3])
+
+
+def axes_of(name: str, gate: GateConfig | None) -> str:
+    """One letter per axis of a tensor with a row per task or expert; empty for all others.
+
+    Args:
+        name: Global name of a parameter or buffer.
+        gate: Kind of gate of the model; None for a dense one.
+    """
+    if name in _HEADS:
+        return _HEADS[name]
+    match = _GATE.fullmatch(name)
+    if match is None or gate is None:
+        return ""
+    inner = match[2]
+    if inner == "router.weight":  # a linear router gives logits, an MLP router hidden units
+        return "EJ" if gate.router == "linear" else "HJ"
+    if inner == "task_vectors.w_in_HV":  # V counts tasks where they are one-hot, else features of a description
+        return "HV" if gate.kind == "task_description" else "HM"
+    return inner.rpartition("_")[2]

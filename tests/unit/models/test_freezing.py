@@ -1,0 +1,64 @@
+"""Freezing by module (ca_mtl.md section 10, numbers 2 and 8)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from distmoe.errors import ConfigError
+from distmoe.models.freezing import first_trainable_layer, frozen_layers
+from distmoe.nn.conditional.module import conditional_parameters
+from tests.unit.models.samples import loss_of, make_batch, make_model, model_config, moe_config
+from tests.unit.models.test_conditional import conditional, stirred
+
+
+@pytest.mark.parametrize(
+    ("choice", "num_layers", "layers", "first"),
+    [
+        ("none", 4, None, 0),
+        ("embeddings", 4, (), 0),
+        ("lower_half", 4, (0, 1), 2),
+        ("lower_half", 5, (0, 1), 2),
+        ([1, 0], 3, (0, 1), 2),
+        ([2], 3, (2,), 0),
+        ([], 3, (), 0),
+        ([0, 1], 2, (0, 1), 2),
+    ],
+)
+def test_choices_name_layers(choice: object, num_layers: int, layers: tuple[int, ...] | None, first: int) -> None:
+    assert frozen_layers(choice, num_layers) == layers  # type: ignore[arg-type]
+    assert first_trainable_layer(choice, num_layers) == first  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("choice", [[4], [-1], [1, 1]])
+def test_layers_that_do_not_exist_are_refused(choice: list[int]) -> None:
+    with pytest.raises(ConfigError, match=r"model.freeze names layers.*\n.*got.*\n.*different numbers from 0 to 3"):
+        frozen_layers(choice, 4)  # type: ignore[arg-type]
+
+
+def test_exactly_the_backbone_of_the_chosen_layers_is_frozen() -> None:
+    config = model_config(moe_config("token", layers="all"), freeze=[0], conditional=conditional())
+    model = make_model(config)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    backbone = {
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(("encoder.embeddings.", "encoder.layers.0.")) and name not in conditional_parameters(model)
+    }
+    gates = {name for name in backbone if ".gate." in name}
+    assert gates
+    assert frozen == backbone - gates
+    assert any(".pools." in name for name in frozen)
+
+
+def test_frozen_parameters_have_no_gradient_and_do_not_move_while_all_others_do() -> None:
+    model = stirred(make_model(model_config(freeze="lower_half", conditional=conditional()))).train()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for step in range(100):
+        optimizer.zero_grad()
+        loss_of(model, make_batch(seed=step, task_ids=(0, 1, 2, 2))).backward()
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == (not parameter.requires_grad), name
+        assert torch.equal(parameter, before[name]) == (not parameter.requires_grad), name

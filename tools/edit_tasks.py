@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""Adds a task to a trained model, or removes one. OUT is a new run that trains on.
+
+python tools/edit_tasks.py runs/NAME/checkpoints/step_N runs/NEW --add FOLDER --policy nearest
+python tools/edit_tasks.py runs/NAME/checkpoints/step_N runs/NEW --remove sst2
+deepspeed --num_gpus 2 distmoe/train.py --recipe runs/NEW/config.yaml
+
+FOLDER has a task.json and its splits (docs/recipes.md). What the other tasks compute does not change by a bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distmoe.checkpoint.edit_tasks import EditedRun
+
+
+def main(argv: list[str] | None = None) -> int:
+    from distmoe.checkpoint.new_task import POLICIES
+    from distmoe.errors import DistmoeError
+
+    parser = argparse.ArgumentParser(description="Add or remove a task of a trained distmoe model.")
+    parser.add_argument("checkpoint", type=Path, help="folder runs/NAME/checkpoints/step_N")
+    parser.add_argument("out", type=Path, help="folder of the new run")
+    change = parser.add_mutually_exclusive_group(required=True)
+    change.add_argument("--add", type=Path, metavar="FOLDER", help="task folder with task.json")
+    change.add_argument("--remove", metavar="NAME", help="name of a task")
+    parser.add_argument("--policy", choices=POLICIES, default="nearest", help="how the new task finds its route")
+    parser.add_argument("--like", metavar="TASK", help="task whose task groups it joins (default: by description)")
+    parser.add_argument("--name", help="name of the new task (default: the folder's)")
+    parser.add_argument(
+        "--recipe", default="add_task", help="recipe whose values the new run takes (default: add_task)"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        done = _edit(arguments)
+        _complete(done.folder / "config.yaml")
+    except DistmoeError as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        return 2
+    before, after = done.parameters
+    if done.like is not None:
+        print(f"{done.tasks.names[-1]} joins the task groups of {done.like}; policy {arguments.policy}")
+    print(f"tasks: {', '.join(done.tasks.names)}")
+    print(f"parameters: {before:,d} -> {after:,d}")
+    print(f"wrote {done.folder}; train on: deepspeed distmoe/train.py --recipe {done.folder / 'config.yaml'}")
+    return 0
+
+
+def _complete(path: Path) -> None:
+    """Gives keys that the old run's distmoe did not know their defaults, and refuses contradictions at once."""
+    import yaml
+
+    from distmoe.recipes.loader import resolve
+
+    path.write_text(yaml.safe_dump(resolve(str(path)).model_dump(), sort_keys=False, allow_unicode=True))
+
+
+def _edit(arguments: argparse.Namespace) -> EditedRun:
+    from dataclasses import replace
+
+    from distmoe.checkpoint.edit_tasks import add_task, remove_task
+    from distmoe.data.sources import LocalSource
+    from distmoe.recipes.loader import load_recipe
+
+    overlay = load_recipe(arguments.recipe)
+    if arguments.remove is not None:
+        return remove_task(arguments.checkpoint, arguments.out, arguments.remove, overlay=overlay)
+    folder = arguments.add.resolve()
+    spec = replace(LocalSource(str(folder.parent)).spec(folder.name), name=arguments.name or folder.name)
+    return add_task(
+        arguments.checkpoint,
+        arguments.out,
+        spec,
+        task_folder=folder,
+        policy=arguments.policy,
+        like=arguments.like,
+        overlay=overlay,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
