@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from distmoe.config import build
 from distmoe.errors import CheckpointError, ConfigError
 from distmoe.log import get_logger
 from distmoe.training.config import RunConfig
@@ -130,7 +131,7 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str
 
 
 def _refuse_other_config(saved: Mapping[str, Any], config: RunConfig, path: Path) -> None:
-    rows = differences(saved, config.model_dump(mode="json"))
+    rows = differences(_completed(saved), config.model_dump(mode="json"))
     if rows:
         shown = rows[:6] + ([("...", f"{len(rows) - 6} more", "")] if len(rows) > 6 else [])
         raise ConfigError(
@@ -139,6 +140,14 @@ def _refuse_other_config(saved: Mapping[str, Any], config: RunConfig, path: Path
             expected=", ".join(f"{key}={old}" for key, old, _ in shown),
             remedy="name a new run (run.name=...), or start over with --resume never, which moves the old folder aside",
         )
+
+
+def _completed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Gives keys that a newer version has added their defaults: a run of an older version then still goes on."""
+    try:
+        return build(RunConfig, saved).model_dump(mode="json")
+    except ConfigError:  # a key that this version does not know any more is a difference to be shown
+        return saved
 
 
 def _read_config(path: Path) -> Mapping[str, Any] | None:

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from distmoe.config import apply_overrides, build
 from distmoe.errors import CheckpointError, ConfigError
@@ -66,6 +67,24 @@ def test_another_configuration_is_refused_with_both_values_and_nothing_is_lost(t
     with pytest.raises(ConfigError, match=r"(?s)another configuration.*max_length=32.*max_length=128.*--resume never"):
         open_run(config(tmp_path, "data.max_length=32"), resume="auto", latest=newest)
     assert sorted(file.name for file in path.iterdir()) == before
+
+
+def test_a_run_written_before_a_key_existed_goes_on_with_its_default(tmp_path: Path) -> None:
+    path = started(tmp_path, step=20)
+    saved = yaml.safe_load((path / "config.yaml").read_text())
+    del saved["data"]["sampling"]["temperature"]
+    (path / "config.yaml").write_text(yaml.safe_dump(saved))
+    assert open_run(config(tmp_path), resume="auto", latest=newest).resume_from is not None
+    with pytest.raises(ConfigError, match="temperature=2"):
+        open_run(config(tmp_path, "data.sampling.temperature=2"), resume="auto", latest=newest)
+
+
+def test_a_key_that_no_longer_exists_is_a_difference(tmp_path: Path) -> None:
+    path = started(tmp_path, step=20)
+    saved = yaml.safe_load((path / "config.yaml").read_text()) | {"forgotten": {"key": 1}}
+    (path / "config.yaml").write_text(yaml.safe_dump(saved))
+    with pytest.raises(ConfigError, match="forgotten"):
+        open_run(config(tmp_path), resume="auto", latest=newest)
 
 
 def test_keys_that_change_only_what_is_written_may_differ(tmp_path: Path) -> None:
