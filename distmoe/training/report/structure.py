@@ -11,6 +11,8 @@ from distmoe.training.report import html
 from distmoe.training.report.history import Record, RunHistory
 from distmoe.training.report.style import Theme, dress, grid_shape, new_figure
 
+_NUMBERED = 16  # members up to which a cell shows its number
+
 
 def similarity_maps(history: RunHistory, theme: Theme) -> Figure:
     """One heat map per phase and frontier: unbiased CKA of its members; merges that were kept are framed."""
@@ -63,7 +65,14 @@ def _panel(axes: Any, theme: Theme, history: RunHistory, line: Record, proposal:
     table = np.asarray(proposal["similarity"], dtype=float)[np.ix_(order, order)]
     title = f"phase {line['structure']['phase']}, layer {_model_layer(history, layer)}"
     dress(axes, theme, title=title, grid=False)
-    axes.imshow(table, cmap=theme.sequence, vmin=0.0, vmax=1.0, interpolation="nearest")
+    # The residual pushes all similarities towards 1; what matters is the difference between them.
+    lowest = min(float(table.min()), 0.95)
+    axes.imshow(table, cmap=theme.sequence, vmin=lowest, vmax=1.0, interpolation="nearest")
+    if len(order) <= _NUMBERED:
+        for row, column in np.argwhere(~np.eye(len(order), dtype=bool)):
+            bright = (table[row, column] - lowest > 0.6 * (1.0 - lowest)) == (theme.name == "light")
+            value, colour = f"{table[row, column]:.2f}".lstrip("0"), "#ffffff" if bright else "#1f2430"
+            axes.text(column, row, value, ha="center", va="center", fontsize=6, color=colour)
     labels = [_names(history, members[place]) for place in order]
     axes.set_xticks(range(len(order)), labels, rotation=90)
     axes.set_yticks(range(len(order)), labels)
