@@ -6,6 +6,7 @@ The suite is tiny and the tolerance large: this is about what happens, not about
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from distmoe.checkpoint import folders
 from distmoe.checkpoint.consolidate import read_moments, read_weights
 from distmoe.checkpoint.manifest import read_manifest
 from distmoe.checkpoint.store import read_trainer_state
-from tests.integration.commands import ROOT, Finished, metrics, overrides, run_alone, run_ranks
+from tests.integration.commands import ROOT, Finished, metrics, overrides, run_ranks
 
 INTERRUPT = ROOT / "tests" / "integration" / "drivers" / "interrupt.py"
 TOOL = ROOT / "tools" / "learn_groups.py"
@@ -134,22 +135,22 @@ def test_two_ranks_learn_the_same_tree_with_the_same_losses_as_one(tmp_path: Pat
         assert shared["auxiliary"]["alignment"] == pytest.approx(alone["auxiliary"]["alignment"], rel=1e-4, abs=1e-5)
 
 
-def test_learn_groups_proposes_a_recipe_section_from_a_checkpoint(tmp_path: Path) -> None:
-    """Four tasks that began alike and took four steps are still alike: one task group at both layers."""
+def test_learn_groups_proposes_a_recipe_section_from_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ended = train(tmp_path, "structure.learn=null", "schedule.num_steps=4", "schedule.warmup=0")
     assert ended.code == 0, ended.output
-    checkpoint, out = tmp_path / "run" / "checkpoints" / "step_4", tmp_path / "groups"
-    found = run_alone(tmp_path, [str(checkpoint), "--examples", "64", "--threshold", "0.05", "--out", str(out)], TOOL)
-    assert found.code == 0, found.output
+    main = runpy.run_path(str(TOOL))["main"]
+    checkpoint, out = str(tmp_path / "run" / "checkpoints" / "step_4"), tmp_path / "groups"
+    assert main([checkpoint, "--examples", "64", "--out", str(out)]) == 0
     grouping = yaml.safe_load((out / "structure.yaml").read_text())["structure"]["grouping"]
     assert [sorted(name for own in layer for name in own) for layer in grouping] == [sorted(NAMES)] * 2
     assert {"dendrogram.png", "tree.png", "similarities.json"} <= {path.name for path in out.iterdir()}
     matrix = json.loads((out / "similarities.json").read_text())["layer_0"]
     assert [matrix[task][task] for task in range(4)] == [1.0] * 4
 
-    two = run_alone(tmp_path, [str(checkpoint), "--examples", "64", "--tasks", *NAMES[:2]], TOOL)
-    assert two.code == 0, two.output
-    assert NAMES[2] not in two.output
-    refused = run_alone(tmp_path, [str(checkpoint), "--tasks", NAMES[0], "nothing"], TOOL)
-    assert refused.code == 2
-    assert "these tasks cannot be compared" in refused.output
+    capsys.readouterr()
+    assert main([checkpoint, "--examples", "64", "--tasks", *NAMES[:2]]) == 0
+    assert NAMES[2] not in capsys.readouterr().out
+    assert main([checkpoint, "--tasks", NAMES[0], "nothing"]) == 2
+    assert "these tasks cannot be compared" in capsys.readouterr().err
