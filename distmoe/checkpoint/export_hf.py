@@ -184,7 +184,7 @@ def exported_tensors(
                 {
                     "layer": index,
                     "task_groups": [list(task_group) for task_group in grouping.layers[len(entries)]],
-                    "num_experts": config.moe.num_experts,
+                    "num_experts": len(tensors[f"{prefix}.w_in"]),
                     "expert_size": tensors[f"{prefix}.w_in"].shape[1],
                     "shared_size": 0 if shared is None else shared.w_in.shape[0],
                     "top_k": config.moe.top_k,

@@ -35,9 +35,16 @@ def latest(root: Path) -> Path | None:
 
 
 def best(root: Path) -> Path | None:
-    """The checkpoint with the highest score; of equal ones the earliest. None if none was evaluated."""
-    scored = [(read_manifest(path).score, path) for path in steps(root)]
-    candidates = [(score, path) for score, path in scored if score is not None]
+    """The checkpoint with the highest score; of equal ones the earliest. None if none was evaluated.
+
+    Only checkpoints of the newest one's grouping count: structural learning may have merged task groups since.
+    """
+    manifests = [(read_manifest(path), path) for path in steps(root)]
+    candidates = [
+        (manifest.score, path)
+        for manifest, path in manifests
+        if manifest.score is not None and manifest.grouping == manifests[-1][0].grouping
+    ]
     return max(candidates, key=lambda pair: pair[0])[1] if candidates else None
 
 

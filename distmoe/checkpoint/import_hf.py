@@ -13,6 +13,7 @@ from distmoe.checkpoint.hf_folder import read_tensors
 from distmoe.checkpoint.key_tables import POOLER_ROWS, Translation, from_hf
 from distmoe.checkpoint.upcycle import PARTS, FeedForwardWeights, upcycle_pool_, upcycle_shared_
 from distmoe.errors import CheckpointError
+from distmoe.models.build import FIRST_POOL
 from distmoe.models.config import ModelConfig
 from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.models.shape import shape_of_folder
@@ -66,7 +67,9 @@ def read_translation(folder: Path, num_layers: int) -> Translation:
     return Translation(tensors, (), (), translation.ignored)
 
 
-def load_pretrained(model: MultiTaskEncoder, folder: str | Path, *, config: ModelConfig, seed: int) -> ImportReport:
+def load_pretrained(
+    model: MultiTaskEncoder, folder: str | Path, *, config: ModelConfig, seed: int, alike: bool = False
+) -> ImportReport:
     """Fills the shared encoder of ``model`` from a folder; heads and gates keep their fresh values.
 
     Call it before the engine wraps the model. Experts on this rank are upcycled; every rank reads the folder itself.
@@ -76,6 +79,7 @@ def load_pretrained(model: MultiTaskEncoder, folder: str | Path, *, config: Mode
         folder: Hugging Face folder with safetensors.
         config: Section ``model``; its ``moe.upcycle_noise`` is read.
         seed: Seed of the run; names the streams of the noise.
+        alike: All task groups get the same noise, see :func:`~distmoe.models.build.build_model`.
 
     Raises:
         CheckpointError: If the folder cannot be read, or its tensors are not exactly those of the model.
@@ -93,7 +97,7 @@ def load_pretrained(model: MultiTaskEncoder, folder: str | Path, *, config: Mode
             dense = FeedForwardWeights(**{part: remaining.pop(f"{name}.{part}") for part in PARTS})
             _check_shape(f"{name}.w_in", dense.w_in, (model.shape.intermediate_size, model.shape.hidden_size), folder)
             noise = config.moe.upcycle_noise if config.moe is not None else 0.0
-            _upcycle(layer.feed_forward, dense, noise=noise, seed=seed, name=name)
+            _upcycle(layer.feed_forward, dense, noise=noise, seed=seed, name=name, alike=alike)
             upcycled.append(index)
     _copy(model, remaining, folder)
 
@@ -101,9 +105,12 @@ def load_pretrained(model: MultiTaskEncoder, folder: str | Path, *, config: Mode
     return ImportReport(folder, len(translation.tensors), translation.ignored, fresh, tuple(upcycled))
 
 
-def _upcycle(routed: RoutedFeedForward, dense: FeedForwardWeights, *, noise: float, seed: int, name: str) -> None:
+def _upcycle(
+    routed: RoutedFeedForward, dense: FeedForwardWeights, *, noise: float, seed: int, name: str, alike: bool
+) -> None:
     for key, pool in routed.pools.items():
-        upcycle_pool_(pool, dense, noise=noise, seed=seed, name=f"{name}.pools.{key}")  # type: ignore[arg-type]
+        own = FIRST_POOL if alike else key
+        upcycle_pool_(pool, dense, noise=noise, seed=seed, name=f"{name}.pools.{own}")  # type: ignore[arg-type]
     if routed.shared_mlp is not None:
         upcycle_shared_(routed.shared_mlp, dense)
 

@@ -127,7 +127,7 @@ def _architecture(shape: EncoderShape, moe: MoEConfig | None, routed: tuple[int,
     )
     if moe is not None:
         text += (
-            f" The feed-forward part of layers {', '.join(map(str, routed))} is routed: {moe.num_experts} experts, "
+            f" The feed-forward part of layers {', '.join(map(str, routed))} is routed: {moe.experts_text}, "
             f"{moe.top_k} per token, gate `{moe.gate.kind}`, combine `{moe.combine}`."
         )
         if moe.capacity_factor is not None:

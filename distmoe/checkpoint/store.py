@@ -177,11 +177,26 @@ def load(folder: Path, *, manifest: Manifest, fragments: list[Fragment]) -> Load
     folder = Path(folder)
     _compare_tensors(folder, manifest, fragments)
     read_fragments(folder, fragments, no_dist=number_of_ranks() == 1)
+    return read_rest(folder, manifest)
+
+
+def read_rest(folder: Path, manifest: Manifest) -> LoadedState:
+    """Everything of a checkpoint but weights and moments."""
     path = folder / RANKS / f"{rank_of_process():05d}.safetensors"
     same_world = len(list((folder / RANKS).glob("*.safetensors"))) == number_of_ranks()
     return LoadedState(
         manifest, json.loads((folder / TRAINER).read_text()), read_rank_state(path) if same_world else None
     )
+
+
+def read_trainer_state(folder: Path) -> dict[str, Any]:
+    """What all ranks of the run that wrote a checkpoint had in common.
+
+    Raises:
+        CheckpointError: If the folder is not a complete checkpoint.
+    """
+    read_manifest(folder)
+    return dict(json.loads((Path(folder) / TRAINER).read_text()))
 
 
 def read_fragments(folder: Path, fragments: list[Fragment], *, no_dist: bool) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,12 @@ from distmoe.engine.ds_config import DeepSpeedSettings
 from distmoe.engine.fragments import adam_step, fragments_of, prepare_states, set_adam_step, tensor_records
 from distmoe.engine.optimizer import set_learning_rate
 from distmoe.tasks import TaskGrouping, TaskSet
+
+
+class Load(Protocol):
+    """Fills fragments from a checkpoint and returns the rest."""
+
+    def __call__(self, folder: Path, *, manifest: Manifest, fragments: list[Fragment]) -> LoadedState: ...
 
 
 @dataclass(frozen=True)
@@ -185,17 +191,18 @@ class Engine:
             Path(root), manifest=manifest, fragments=fragments, trainer_state=trainer_state, rank_state=rank_state
         )
 
-    def load_state(self, folder: Path, *, manifest: Manifest) -> LoadedState:
+    def load_state(self, folder: Path, *, manifest: Manifest, load: Load = store.load) -> LoadedState:
         """Restores weights, moments and counters, whatever ranks, stage, precision and placement wrote them.
 
         Args:
             folder: A checkpoint ``step_N``.
             manifest: From :func:`distmoe.checkpoint.store.check`, which refuses unfit checkpoints at once.
+            load: Fills the fragments; another than the default where the model's task groups have changed since.
 
         Raises:
             CheckpointError: If the model has other tensors; nothing is changed then.
         """
-        loaded = store.load(Path(folder), manifest=manifest, fragments=self.fragments())
+        loaded = load(Path(folder), manifest=manifest, fragments=self.fragments())
         set_adam_step(self._ds.optimizer, int(manifest.optimizer["adam_step"]))
         compatibility.set_loss_scaler_state(self._ds.optimizer, manifest.optimizer["loss_scaler"])
         compatibility.refresh_weights(self._ds.optimizer)

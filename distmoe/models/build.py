@@ -28,6 +28,9 @@ from distmoe.parallel.process_groups import LayerHosting
 from distmoe.parallel.traffic import TrafficCounter
 from distmoe.tasks import TaskGrouping, TaskSet
 
+# Whose streams all task groups of a layer draw from where they start alike.
+FIRST_POOL = "g0"
+
 
 def build_model(
     config: ModelConfig,
@@ -38,6 +41,7 @@ def build_model(
     hosting: Sequence[LayerHosting],
     seed: int,
     traffic: TrafficCounter | None = None,
+    alike: bool = False,
 ) -> MultiTaskEncoder:
     """Returns this rank's part of the model, freshly initialised from named streams.
 
@@ -52,6 +56,8 @@ def build_model(
         hosting: What this rank hosts, per routed layer.
         seed: Seed of the run.
         traffic: Counts what all routed layers send; None: one of its own per layer.
+        alike: All task groups of a layer start as copies of one. Structural learning needs it: task groups with
+            different starts never become similar.
 
     Raises:
         ConfigError: If the grouping or the hosting is for another number of routed layers, experts do not divide, or
@@ -105,31 +111,33 @@ def build_model(
         dropout=config.dropout,
         shape=shape,
     )
-    initialise(model, seed=seed, std=config.init_std)
+    initialise(model, seed=seed, std=config.init_std, alike=alike)
     freeze_parts(model.encoder, config.freeze)
     return model
 
 
-def initialise(model: MultiTaskEncoder, *, seed: int, std: float) -> None:
-    """Gives every parameter a fresh value from the stream of its full name."""
+def initialise(model: MultiTaskEncoder, *, seed: int, std: float, alike: bool = False) -> None:
+    """Gives every parameter a fresh value from the stream of its full name; ``alike``: all pools from the first's."""
     model.encoder.embeddings.reset(seed, "encoder.embeddings", std)
     for index, layer in enumerate(model.encoder.layers):
         name = f"encoder.layers.{index}"
         layer.attention.reset(seed, f"{name}.attention", std)  # type: ignore[operator, union-attr]
-        _reset_feed_forward(layer.feed_forward, seed, f"{name}.feed_forward", std)  # type: ignore[arg-type]
+        _reset_feed_forward(layer.feed_forward, seed, f"{name}.feed_forward", std, alike)  # type: ignore[arg-type]
     reset_conditional(model.encoder, seed, "encoder", std)
     model.pooler.reset(seed, "pooler", std)
     model.heads.reset(seed, "heads", std)
     # LayerNorms start as the identity, which is how their constructor leaves them.
 
 
-def _reset_feed_forward(feed_forward: FeedForward | RoutedFeedForward, seed: int, name: str, std: float) -> None:
+def _reset_feed_forward(
+    feed_forward: FeedForward | RoutedFeedForward, seed: int, name: str, std: float, alike: bool
+) -> None:
     if not isinstance(feed_forward, RoutedFeedForward):
         feed_forward.reset(seed, name, std)
         return
     feed_forward.gate.reset(seed, f"{name}.gate")
     for key, pool in feed_forward.pools.items():
-        pool.reset(seed, f"{name}.pools.{key}", std)  # type: ignore[operator, union-attr]
+        pool.reset(seed, f"{name}.pools.{FIRST_POOL if alike else key}", std)  # type: ignore[operator, union-attr]
     if feed_forward.shared_mlp is not None:
         feed_forward.shared_mlp.reset(seed, f"{name}.shared_mlp", std)
 

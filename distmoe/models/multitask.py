@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from distmoe.data.batch import TaskBatch
+from distmoe.models.comparison import Comparison, compared_features
 from distmoe.models.encoder import Encoder
 from distmoe.models.heads import TaskHeads
 from distmoe.models.output import ModelOutput
@@ -37,12 +40,13 @@ class MultiTaskEncoder(nn.Module):
         self.heads = heads
         self.shape = shape
 
-    def forward(self, batch: TaskBatch) -> ModelOutput:
-        """Returns logits, routings and what the routed tokens are."""
+    def forward(self, batch: TaskBatch, comparisons: Sequence[Comparison] = ()) -> ModelOutput:
+        """Returns logits, routings and what the routed tokens are; and the features of each comparison."""
         context = token_context(batch)
         hidden_BSD, routings = self.encoder(batch, context)
         pooled_BD = self.dropout(self.pooler(hidden_BSD, batch.attention_mask_BS))
-        return ModelOutput(self.heads(pooled_BD, batch.task_ids_B), routings, context)
+        features = tuple(compared_features(self.encoder, comparison) for comparison in comparisons)
+        return ModelOutput(self.heads(pooled_BD, batch.task_ids_B), routings, context, features)
 
 
 def token_context(batch: TaskBatch) -> TokenContext:

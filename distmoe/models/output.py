@@ -20,8 +20,11 @@ class ModelOutput:
         logits_BC: float32; -inf in the columns beyond the outputs of the row's task. A regression's value is column 0.
         routings: One per routed layer, shallow to deep; empty for a dense model.
         context: What the routings' tokens are.
+        features: One ``[task groups, sequences, D]`` per comparison that was asked for; see
+            :func:`distmoe.models.comparison.compared_features`.
     """
 
     logits_BC: Tensor
     routings: tuple[Routing, ...]
     context: TokenContext
+    features: tuple[Tensor, ...] = ()

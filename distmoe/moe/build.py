@@ -42,20 +42,21 @@ def experts_per_task_group(config: MoEConfig, partition: Partition, *, layer_ind
     Raises:
         ConfigError: If the experts cannot be dealt evenly, or a task group has fewer than ``top_k``.
     """
-    count, remainder = divmod(config.num_experts, len(partition))
+    count, remainder = divmod(config.experts_of_layer(len(partition)), len(partition))
     if remainder:
         raise ConfigError(
             f"layer {layer_index}: the experts cannot be dealt evenly to the task groups",
             got=f"{config.num_experts} experts for {len(partition)} task groups",
             expected=f"a multiple of {len(partition)}",
-            remedy="change model.moe.num_experts or structure.grouping",
+            remedy="change model.moe.num_experts or structure.grouping, or set model.moe.experts_per_task_group",
         )
     if count < config.top_k:
         raise ConfigError(
             f"layer {layer_index}: a task group has fewer experts than a token chooses",
             got=f"{count} experts per task group, model.moe.top_k {config.top_k}",
             expected=f"at least {config.top_k} experts per task group",
-            remedy="raise model.moe.num_experts, lower model.moe.top_k or join task groups in structure.grouping",
+            remedy="raise model.moe.num_experts (or model.moe.experts_per_task_group), lower model.moe.top_k, or join "
+            "task groups in structure.grouping",
         )
     return count
 
@@ -94,6 +95,7 @@ def build_routed_feed_forward(
         ParallelError: If ``ep_size`` does not divide the experts of a task group.
     """
     per_task_group = experts_per_task_group(config, partition, layer_index=layer_index)
+    num_experts = per_task_group * len(partition)
     width = expert_width(config, intermediate_size)
     _check_capacity(config)
     pools = {
@@ -109,13 +111,12 @@ def build_routed_feed_forward(
         for task_group in hosting.task_groups
     }
     allowed = [
-        [task in partition[expert // per_task_group] for expert in range(config.num_experts)]
-        for task in range(len(tasks))
+        [task in partition[expert // per_task_group] for expert in range(num_experts)] for task in range(len(tasks))
     ]
     gate = build_gate(
         config.gate,
         hidden_size=hidden_size,
-        num_experts=config.num_experts,
+        num_experts=num_experts,
         top_k=config.top_k,
         combine=config.combine,
         tasks=tasks,
@@ -137,7 +138,7 @@ def build_routed_feed_forward(
             capacity_factor=config.capacity_factor,
             deduplicate=config.deduplicate,
         ),
-        slot_of_E=layout.table([g * per_task_group for g in hosting.task_groups], config.num_experts),
+        slot_of_E=layout.table([g * per_task_group for g in hosting.task_groups], num_experts),
         shared_mlp=FeedForward(hidden_size, intermediate_size, activation) if config.shared_expert else None,
         activation_checkpointing=activation_checkpointing,
         traffic=traffic,

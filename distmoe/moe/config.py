@@ -53,6 +53,12 @@ class MoEConfig(Section):
     num_experts: int = Field(
         8, gt=0, description="Experts per routed layer, over all its task groups; a multiple of their number."
     )
+    experts_per_task_group: int | None = Field(
+        None,
+        gt=0,
+        description="Experts of each task group, however many there are; null: num_experts / task groups. Where it is "
+        "set, num_experts is not read.",
+    )
     top_k: int = Field(
         1, gt=0, description="Experts per token. Above 1, expert_size defaults to dense/k so that compute stays dense."
     )
@@ -83,3 +89,16 @@ class MoEConfig(Section):
     kernel: Literal["auto", "grouped_mm", "loop"] = Field(
         "auto", description="Expert matmul: one grouped matmul, or a loop (faster for few large experts)."
     )
+
+    @property
+    def experts_text(self) -> str:
+        """How many experts, in words."""
+        if self.experts_per_task_group is None:
+            return f"{self.num_experts} experts"
+        return f"{self.experts_per_task_group} experts per task group"
+
+    def experts_of_layer(self, num_task_groups: int) -> int:
+        """Experts of a routed layer over its task groups; layers with different partitions may differ."""
+        return (
+            self.num_experts if self.experts_per_task_group is None else self.experts_per_task_group * num_task_groups
+        )

@@ -66,7 +66,7 @@ class RoutingStatistics:
 
     Args:
         num_tasks: M.
-        num_experts: E, the same for all layers.
+        num_experts: E of each routed layer.
         top_k: K.
         num_task_groups: Task groups of each routed layer; experts stand in the order of their task groups.
         device: Where the routings are.
@@ -76,15 +76,16 @@ class RoutingStatistics:
         self,
         *,
         num_tasks: int,
-        num_experts: int,
+        num_experts: Sequence[int],
         top_k: int,
         num_task_groups: Sequence[int],
         device: torch.device | str,
     ) -> None:
-        self._num_tasks, self._num_experts, self._top_k = num_tasks, num_experts, top_k
+        self._num_tasks, self._top_k = num_tasks, top_k
         self._num_task_groups = tuple(num_task_groups)
         num_layers = len(self._num_task_groups)
-        self._rows_LME = torch.zeros(num_layers, num_tasks, num_experts, dtype=torch.int64, device=device)
+        assert len(num_experts) == num_layers, "one number of experts per routed layer"
+        self._rows_ME = [torch.zeros(num_tasks, size, dtype=torch.int64, device=device) for size in num_experts]
         # dropped, dropped at 1.25, sum of entropies; float64 counts exactly up to 2^53
         self._sums_L3 = torch.zeros(num_layers, 3, dtype=torch.float64, device=device)
 
@@ -101,11 +102,12 @@ class RoutingStatistics:
         """
         assert len(routings) == len(self._num_task_groups), "one routing per routed layer"
         for layer, routing in enumerate(routings):
-            cells_TK = context.task_ids_T.unsqueeze(1) * self._num_experts + routing.expert_ids_TK
+            total_ME = self._rows_ME[layer]
+            cells_TK = context.task_ids_T.unsqueeze(1) * total_ME.shape[1] + routing.expert_ids_TK
             ones = cells_TK.new_ones(()).expand(cells_TK.numel())
-            rows_X = cells_TK.new_zeros(self._num_tasks * self._num_experts).index_add(0, cells_TK.flatten(), ones)
-            rows_ME = rows_X.view(self._num_tasks, self._num_experts)
-            self._rows_LME[layer] += rows_ME
+            rows_X = cells_TK.new_zeros(total_ME.numel()).index_add(0, cells_TK.flatten(), ones)
+            rows_ME = rows_X.view_as(total_ME)
+            total_ME += rows_ME
             self._sums_L3[layer, 1] += _overflow(rows_ME.sum(dim=0), self._num_task_groups[layer])
             self._sums_L3[layer, 2] += torch.special.entr(routing.probs_TE).sum(dtype=torch.float64)
             lost = dropped[layer] if dropped is not None else None
@@ -118,32 +120,39 @@ class RoutingStatistics:
         Args:
             all_reduce: Returns the sum of a float64 vector over the ranks; None on one process.
         """
-        flat = torch.cat([self._rows_LME.flatten().double(), self._sums_L3.flatten()])
-        flat = (flat if all_reduce is None else all_reduce(flat)).cpu()
-        rows, sums = flat.split([self._rows_LME.numel(), self._sums_L3.numel()])
-        rows_LME, sums_L3 = rows.view(self._rows_LME.shape).long().tolist(), sums.view(-1, 3).tolist()
+        rows, sums_L3 = self._over_ranks(all_reduce)
         return tuple(
-            _layer_statistics(rows_ME, sums_3, num_task_groups=task_groups, top_k=self._top_k)
-            for rows_ME, sums_3, task_groups in zip(rows_LME, sums_L3, self._num_task_groups, strict=True)
+            _layer_statistics(rows_ME.tolist(), sums_3, num_task_groups=task_groups, top_k=self._top_k)
+            for rows_ME, sums_3, task_groups in zip(rows, sums_L3.tolist(), self._num_task_groups, strict=True)
         )
 
     def state_dict(self, all_reduce: AllReduce | None = None) -> dict[str, list[Any]]:
         """The counters of all ranks as plain values, for a checkpoint between log lines. Every rank must call it."""
-        parts = (self._rows_LME.double(), self._sums_L3)
-        rows, sums = parts if all_reduce is None else (all_reduce(part.clone()) for part in parts)
-        return {"rows": rows.long().tolist(), "sums": sums.tolist()}
+        rows, sums_L3 = self._over_ranks(all_reduce)
+        return {"rows": [rows_ME.tolist() for rows_ME in rows], "sums": sums_L3.tolist()}
 
     def load_state_dict(self, state: Mapping[str, list[Any]], *, empty: bool = False) -> None:
         """Goes on from :meth:`state_dict`: the counters are those of all ranks, so all ranks but one stay ``empty``."""
         self.clear()
         if not empty:
-            self._rows_LME.copy_(torch.tensor(state["rows"]))
+            for own_ME, saved_ME in zip(self._rows_ME, state["rows"], strict=True):
+                own_ME.copy_(torch.tensor(saved_ME))
             self._sums_L3.copy_(torch.tensor(state["sums"], dtype=torch.float64))
 
     def clear(self) -> None:
         """Starts a new interval."""
-        self._rows_LME.zero_()
+        for rows_ME in self._rows_ME:
+            rows_ME.zero_()
         self._sums_L3.zero_()
+
+    def _over_ranks(self, all_reduce: AllReduce | None) -> tuple[list[Tensor], Tensor]:
+        """Rows per layer and sums over all ranks, on the CPU: one all-reduce of one flat vector."""
+        parts = [*self._rows_ME, self._sums_L3]
+        flat = torch.cat([part.flatten().double() for part in parts])
+        flat = (flat if all_reduce is None else all_reduce(flat)).cpu()
+        pieces = flat.split([part.numel() for part in parts])
+        *rows, sums_L3 = (piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True))
+        return [rows_ME.long() for rows_ME in rows], sums_L3
 
 
 def _overflow(rows_E: Tensor, num_task_groups: int) -> Tensor:

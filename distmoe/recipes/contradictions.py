@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from distmoe.errors import ConfigError
 from distmoe.moe.config import TASK_LEVEL_GATES, MoEConfig
+from distmoe.structure.config import LearnConfig
 from distmoe.training.config import RunConfig
 
 
@@ -19,6 +20,8 @@ def check(config: RunConfig) -> None:
     """
     _check_source(config)
     _check_shape(config)
+    if config.structure.learn is not None:
+        _check_learning(config, config.structure.learn)
     _check_freeze(config)
     _check_sampling(config)
     if config.model.moe is None:
@@ -129,6 +132,62 @@ def _check_dense(config: RunConfig) -> None:
         )
 
 
+def _check_learning(config: RunConfig, learn: LearnConfig) -> None:
+    moe, steps = config.model.moe, config.schedule.num_steps
+    if moe is None or moe.experts_per_task_group is None:
+        raise ConfigError(
+            "structural learning changes the number of task groups, so experts cannot be counted per layer",
+            got="model.moe=null" if moe is None else "model.moe.experts_per_task_group=null",
+            expected="a number of experts per task group; 1 is a feed-forward part per task group",
+            remedy="set model.moe.experts_per_task_group=1, or structure.learn=null",
+        )
+    if learn.task_steps + learn.trial_steps >= steps:
+        raise ConfigError(
+            "the first structural phase would end after training",
+            got=f"structure.learn.task_steps={learn.task_steps} + trial_steps={learn.trial_steps}, "
+            f"schedule.num_steps={steps}",
+            expected=f"fewer than {steps} steps together",
+            remedy="raise schedule.num_steps, or shorten structure.learn.task_steps or trial_steps",
+        )
+    if learn.alignment_examples > learn.probe_examples:
+        raise ConfigError(
+            "the alignment term takes its sequences from the probe set",
+            got=f"structure.learn.alignment_examples={learn.alignment_examples}, probe_examples={learn.probe_examples}",
+            expected=f"alignment_examples <= {learn.probe_examples}",
+            remedy="raise structure.learn.probe_examples, or lower alignment_examples",
+        )
+    if moe.gate.kind in ("task_embedding", "task_description") and moe.gate.router == "linear":
+        raise ConfigError(
+            "the rows of this gate cannot follow experts that are merged",
+            got=f"model.moe.gate.kind={moe.gate.kind}, model.moe.gate.router=linear",
+            expected="router mlp, or another gate",
+            remedy="set model.moe.gate.router=mlp",
+        )
+    model = config.model
+    if model.conditional is not None or model.freeze not in ("none", "embeddings"):
+        raise ConfigError(
+            "structural learning compares trained layers of tasks that share everything above them",
+            got=f"model.conditional={'null' if model.conditional is None else '...'}, model.freeze={model.freeze}",
+            expected="no task-conditioned modules, and no frozen layers",
+            remedy="set model.conditional=null and model.freeze=none while learning; train on with the learned "
+            "structure.grouping",
+        )
+    if config.parallel.placement != "colocated":
+        raise ConfigError(
+            "structural learning is not implemented for partitioned placement",
+            got=f"parallel.placement={config.parallel.placement}",
+            expected="colocated",
+            remedy="set parallel.placement=colocated while learning; train on with the learned structure.grouping",
+        )
+    if config.run.early_stop is not None:
+        raise ConfigError(
+            "early stopping would end training before the structure is learned",
+            got=f"run.early_stop={config.run.early_stop} with structure.learn",
+            expected="run.early_stop=null",
+            remedy="remove run.early_stop",
+        )
+
+
 def _check_gate(moe: MoEConfig) -> None:
     kind = moe.gate.kind
     if kind in TASK_LEVEL_GATES and moe.capacity_factor is not None:
@@ -155,12 +214,14 @@ def _check_gate(moe: MoEConfig) -> None:
 
 
 def _check_experts(config: RunConfig, moe: MoEConfig) -> None:
-    if moe.top_k > moe.num_experts:
+    key = "num_experts" if moe.experts_per_task_group is None else "experts_per_task_group"
+    choice = getattr(moe, key)
+    if moe.top_k > choice:
         raise ConfigError(
             "a token cannot choose more experts than there are",
-            got=f"model.moe.top_k={moe.top_k}, model.moe.num_experts={moe.num_experts}",
-            expected=f"model.moe.top_k <= {moe.num_experts}",
-            remedy="lower model.moe.top_k, or raise model.moe.num_experts",
+            got=f"model.moe.top_k={moe.top_k}, model.moe.{key}={choice}",
+            expected=f"model.moe.top_k <= {choice}",
+            remedy=f"lower model.moe.top_k, or raise model.moe.{key}",
         )
     if config.model.pretrained is not None:
         return

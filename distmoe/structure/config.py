@@ -9,9 +9,40 @@ from pydantic import Field
 from distmoe.config import Section
 
 
+class LearnConfig(Section):
+    """Structural learning (MTSL, arXiv 2305.00441)."""
+
+    task_steps: int = Field(
+        100, gt=0, description="Optimizer steps of training before each structural phase; too many over-fit first."
+    )
+    trial_steps: int = Field(
+        100,
+        ge=0,
+        description="Steps with and without the proposed merges, from one state, before they are kept or undone; 0: no "
+        "trial, every proposal is kept. Below 100 right merges may look wrong.",
+    )
+    threshold: float = Field(
+        0.8,
+        gt=0,
+        lt=1,
+        description="Similarity above which task groups are proposed; larger merges less, not portable between models.",
+    )
+    tolerance: float = Field(
+        0.02, ge=0, description="A merge is kept if the validation loss of its tasks grows by no more than this share."
+    )
+    alignment: float = Field(
+        0.2, ge=0, lt=1, description="Weight of the term that keeps unmerged layers comparable; near 1 all merge."
+    )
+    alignment_examples: int = Field(64, ge=4, description="Sequences of that term per micro-batch.")
+    probe_examples: int = Field(1024, ge=4, description="Sequences on which task groups are compared.")
+
+
 class StructureConfig(Section):
     grouping: Literal["one", "per_task", "family"] | list[list[str]] | list[list[list[str]]] = Field(
         "one",
         description="Task groups: all together, one per task, by TaskSpec.family, one partition for all routed layers, "
-        "or one partition per routed layer (task names).",
+        "or one partition per routed layer (task names). With structure.learn, where learning starts.",
+    )
+    learn: LearnConfig | None = Field(
+        None, description="Merge task groups while training, the first routed layer first; null: they stay as they are."
     )

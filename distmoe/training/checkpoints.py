@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distmoe.checkpoint import folders, store
+from distmoe.checkpoint.carry import Carrier
 from distmoe.checkpoint.config import CheckpointConfig
 from distmoe.data.loader import StepLoader
 from distmoe.engine.engine import Engine
@@ -94,19 +95,27 @@ class Checkpoints:
             self._journal.say(f"saved {folder}")
         return folder
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, carrier: Carrier | None = None) -> None:
         """Restores everything. Collective.
+
+        Args:
+            folder: A checkpoint.
+            carrier: Of a run whose task groups have been merged since: weights and moments go through it, and the
+                counters of an unfinished log window, whose shapes were others, stay empty.
 
         Raises:
             CheckpointError: If the checkpoint is damaged or of another task set, grouping or model.
         """
-        manifest = store.check(folder, tasks=self._tasks, grouping=self._grouping)
-        loaded = self._engine.load_state(folder, manifest=manifest)
+        grouping = self._grouping if carrier is None else carrier.plan.before
+        manifest = store.check(folder, tasks=self._tasks, grouping=grouping)
+        load = store.load if carrier is None else carrier.load
+        loaded = self._engine.load_state(folder, manifest=manifest, load=load)
         if not loaded.trainer_state:  # tools/edit_tasks.py wrote it: weights and moments of a run that begins
             return
         self._state.load_state_dict(loaded.trainer_state["progress"])
         self._loader.load_state_dict(loaded.trainer_state["data"])
-        self._journal.load_state_dict(loaded.trainer_state["journal"])
+        if carrier is None:
+            self._journal.load_state_dict(loaded.trainer_state["journal"])
         if loaded.rank_state is not None:
             set_rng_state(loaded.rank_state)
         else:

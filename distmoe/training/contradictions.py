@@ -56,7 +56,8 @@ def check_structure(config: RunConfig, tasks: TaskSet, grouping: TaskGrouping) -
     ep_size = config.parallel.ep_size
     for layer in range(grouping.num_layers):
         num_task_groups = grouping.num_task_groups(layer)
-        if moe.num_experts % num_task_groups:
+        num_experts = moe.experts_of_layer(num_task_groups)
+        if num_experts % num_task_groups:
             raise ConfigError(
                 f"routed layer {layer}: the experts cannot be shared equally by its task groups",
                 got=f"model.moe.num_experts={moe.num_experts}, {num_task_groups} task groups of {len(tasks)} tasks",
@@ -64,22 +65,46 @@ def check_structure(config: RunConfig, tasks: TaskSet, grouping: TaskGrouping) -
                 remedy=f"set model.moe.num_experts={_next_multiple(moe.num_experts, num_task_groups * ep_size)}, "
                 "or change structure.grouping",
             )
-        share = moe.num_experts // num_task_groups
+        share = num_experts // num_task_groups
         if share % ep_size:
             raise ConfigError(
                 f"routed layer {layer}: a task group's experts cannot be dealt to the ranks of a block",
                 got=f"{share} experts per task group, parallel.ep_size={ep_size}",
                 expected=f"a multiple of {ep_size} per task group",
-                remedy=f"set model.moe.num_experts={_next_multiple(moe.num_experts, num_task_groups * ep_size)}, "
-                "or a smaller parallel.ep_size",
+                remedy=f"set {_more_experts(moe, num_task_groups, ep_size)}, or a smaller parallel.ep_size",
             )
         if moe.top_k > share:
             raise ConfigError(
                 f"routed layer {layer}: a token is to visit more experts than its task group has",
                 got=f"model.moe.top_k={moe.top_k}, {share} experts per task group",
                 expected=f"top_k <= {share}",
-                remedy="raise model.moe.num_experts, or lower model.moe.top_k",
+                remedy="raise model.moe.num_experts (or model.moe.experts_per_task_group), or lower model.moe.top_k",
             )
+
+
+def check_learning(config: RunConfig, tasks: TaskSet, grouping: TaskGrouping, *, zero_stage: int) -> None:
+    """Refuses structural learning that could not do anything, or that the model cannot follow.
+
+    Raises:
+        ConfigError: Naming the keys that do not fit.
+    """
+    learn = config.structure.learn
+    if learn is None:
+        return
+    if len(tasks) < 2 or not any(len(partition) > 1 for partition in grouping.layers):
+        raise ConfigError(
+            "structural learning has nothing to merge",
+            got=f"{len(tasks)} task(s), structure.grouping={config.structure.grouping}",
+            expected="two or more tasks that begin in task groups of their own",
+            remedy="set structure.grouping=per_task and train two or more tasks, or set structure.learn=null",
+        )
+    if zero_stage == 3:
+        raise ConfigError(
+            "structural learning reads whole layers, which ZeRO-3 has cut up",
+            got=f"parallel.deepspeed={config.parallel.deepspeed}",
+            expected="ZeRO-0, 1 or 2",
+            remedy="use zero1_bf16 or zero2_bf16",
+        )
 
 
 def _check_ranks(config: RunConfig, num_ranks: int) -> None:
@@ -111,7 +136,16 @@ def _check_batch(config: RunConfig, num_ranks: int) -> None:
         )
 
 
+def _more_experts(moe: MoEConfig, num_task_groups: int, ep_size: int) -> str:
+    """The next larger number of experts that the ranks of a block can share."""
+    if moe.experts_per_task_group is not None:
+        return f"model.moe.experts_per_task_group={_next_multiple(moe.experts_per_task_group, ep_size)}"
+    return f"model.moe.num_experts={_next_multiple(moe.num_experts, num_task_groups * ep_size)}"
+
+
 def _check_experts(moe: MoEConfig, ep_size: int) -> None:
+    if moe.experts_per_task_group is not None:
+        return  # check_structure looks at every task group
     if moe.num_experts % ep_size:
         raise ConfigError(
             "the experts cannot be dealt to the ranks of a block",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +25,14 @@ from distmoe.training.objective import LossBreakdown
 from distmoe.training.progress import Progress
 from distmoe.training.state import TrainerState
 from distmoe.training.window import LossWindow
+
+
+@dataclass(frozen=True)
+class Outlets:
+    """Where a run's numbers go: to files, and to the person who watches."""
+
+    monitor: Monitor
+    progress: Progress
 
 
 class Journal:
@@ -128,6 +137,10 @@ class Journal:
         mark = " (best)" if is_best else ""
         self._progress.say(f"{evaluation.split} at step {step}: macro {evaluation.macro:.4f}{mark}  {scores}")
 
+    def restructured(self, record: dict[str, Any], step: int) -> None:
+        """Writes the line of a structural phase."""
+        self._monitor.write({"step": step, "structure": record})
+
     def paused(self) -> None:
         """What happened since the last step was not training: its time and its bytes do not count."""
         self._clock.pause_ended()
@@ -145,6 +158,15 @@ class Journal:
         self.window.load_state_dict(state["window"])
         if self.statistics is not None:
             self.statistics.load_state_dict(state["routing"], empty=self._rank != 0)
+
+    @property
+    def outlets(self) -> Outlets:
+        """Where lines go."""
+        return Outlets(self._monitor, self._progress)
+
+    def report_to(self, outlets: Outlets) -> None:
+        """Sends the lines from here on somewhere else."""
+        self._monitor, self._progress = outlets.monitor, outlets.progress
 
     def close(self) -> None:
         self._progress.close()

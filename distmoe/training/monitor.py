@@ -92,6 +92,23 @@ class Monitor:
             sink.close()
 
 
+class Buffer:
+    """Keeps records until it is known whether they count."""
+
+    def __init__(self) -> None:
+        self._records: list[Mapping[str, Any]] = []
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        self._records.append(record)
+
+    def close(self) -> None: ...
+
+    def hand_over(self, monitor: Monitor) -> None:
+        for record in self._records:
+            monitor.write(record)
+        self._records.clear()
+
+
 def require_trackers(*, wandb: bool) -> None:
     """Refuses a tracker that is wanted but not installed.
 

@@ -20,6 +20,7 @@ from distmoe.models.output import ModelOutput
 from distmoe.moe.config import AuxiliaryLossConfig
 from distmoe.moe.losses import router_losses
 from distmoe.tasks import TaskGrouping, TaskSet
+from distmoe.training.structural.alignment import AlignmentTerm
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Objective:
         world_size: Ranks over which gradients are averaged.
         all_reduce: Returns the sum of a tensor over these ranks; ``None`` on one process.
         device: Where batches are.
+        alignment: Of structural learning; its features must be in the outputs.
     """
 
     def __init__(
@@ -92,8 +94,9 @@ class Objective:
         world_size: int = 1,
         all_reduce: Callable[[Tensor], Tensor] | None = None,
         device: torch.device | str = "cpu",
+        alignment: AlignmentTerm | None = None,
     ) -> None:
-        self._num_tasks = len(tasks)
+        self._num_tasks, self._alignment = len(tasks), alignment
         self._num_task_groups = [grouping.num_task_groups(layer) for layer in range(grouping.num_layers)]
         self._weights = weights or AuxiliaryLossConfig()
         self._world_size, self._all_reduce = world_size, all_reduce
@@ -104,7 +107,8 @@ class Objective:
         """Auxiliary losses with a weight."""
         if not self._num_task_groups:
             return ()
-        return tuple(name for name, weight in self._weights.model_dump().items() if weight > 0)
+        names = [name for name, weight in self._weights.model_dump().items() if weight > 0]
+        return (*names, *(() if self._alignment is None else ("alignment",)))
 
     def __call__(self, output: ModelOutput, batch: TaskBatch) -> LossBreakdown:
         """Collective if an auxiliary loss has a weight."""
@@ -120,6 +124,11 @@ class Objective:
         loss_B = example_losses(output.logits_BC, batch.labels_B, self._regression_N[batch.task_ids_B])
         task = (batch.loss_weights_B * loss_B).sum()
         total = task + routers.total
+        auxiliary = {name: values.mean() for name, values in routers.by_layer.items()}
+        if self._alignment is not None:
+            alignment = self._alignment.loss(output.features)
+            total = total + self._alignment.weight * alignment
+            auxiliary["alignment"] = alignment.detach()
         # A scatter into all N slots costs the same whichever tasks are present; placeholders add zero to some slot.
         zeros_N = torch.zeros(self._num_tasks, dtype=torch.float32, device=loss_B.device)
         real_loss_B = torch.where(batch.example_mask_B, loss_B.detach(), 0.0)
@@ -130,5 +139,5 @@ class Objective:
             sum_by_task_N=zeros_N.scatter_add(0, batch.task_ids_B, real_loss_B),
             count_by_task_N=zeros_N.scatter_add(0, batch.task_ids_B, batch.example_mask_B.float()),
             finite=total.detach().isfinite().float(),
-            auxiliary={name: values.mean() for name, values in routers.by_layer.items()},
+            auxiliary=auxiliary,
         )

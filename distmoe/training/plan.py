@@ -11,6 +11,7 @@ from distmoe.engine.ds_config import DeepSpeedSettings
 from distmoe.models.build import check_layers
 from distmoe.models.layer_plan import routed_layers
 from distmoe.models.shape import EncoderShape, resolve_shape
+from distmoe.moe.config import MoEConfig
 from distmoe.parallel.config import ParallelConfig
 from distmoe.parallel.env import RankEnv, device
 from distmoe.parallel.placement import Placement, place
@@ -44,6 +45,10 @@ class Plan:
     @property
     def tasks(self) -> TaskSet:
         return self.sources.tasks
+
+    def num_experts(self, moe: MoEConfig | None) -> tuple[int, ...]:
+        """Experts of each routed layer."""
+        return () if moe is None else tuple(moe.experts_of_layer(len(partition)) for partition in self.grouping.layers)
 
     def place(self, weights: Sequence[float]) -> Placement:
         """Places the task groups and refuses a combination that DeepSpeed would not train exactly.

@@ -19,6 +19,7 @@ from distmoe.training.report import draw_report
 from distmoe.training.run_folder import RESULT_FILE, RunFolder, open_run, write_json
 from distmoe.training.setup import Run, build_run
 from distmoe.training.stop_signal import StopSignal
+from distmoe.training.structural.phases import train_in_phases
 from distmoe.training.trainer import Ended
 
 _log = get_logger(__name__)
@@ -59,10 +60,10 @@ def train(config: RunConfig, *, resume: str, stop: StopSignal) -> Outcome:
     if folder.finished:
         _log.info("%s has ended already; --resume never starts it over", folder.path)
         return Outcome(folder.path, "Finished", config.schedule.num_steps)
-    run = build_run(config, folder=folder, resume=resume, agreement=agreement, env=env)
+    run, workshop = build_run(config, folder=folder, resume=resume, agreement=agreement, env=env)
     try:
         stop.arm()
-        ended = run.trainer.run(stop)
+        run, ended = train_in_phases(workshop, run, stop)
         stop.disarm()
         _finish(run, folder, ended, stop=stop, rank=env.rank)
     finally:

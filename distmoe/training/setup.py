@@ -4,19 +4,24 @@
 one rank, read by all. 3. Placement, checked against the table of supported combinations. 4. The checkpoint to resume
 from is checked. 5. Process groups, model, pretrained weights, engine. 6. The run folder is claimed, the checkpoint
 loaded. A user error in any of them is raised by all ranks (:mod:`distmoe.training.agreement`).
+
+What depends on the task grouping is built by a :class:`Workshop`, which a run with structural learning visits again
+whenever task groups have been merged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 
 import torch.distributed as dist
 from torch import Tensor
 
 from distmoe import seed
 from distmoe.checkpoint import store
+from distmoe.checkpoint.carry import Carrier
 from distmoe.checkpoint.import_hf import load_pretrained
 from distmoe.checkpoint.manifest import read_manifest
 from distmoe.checkpoint.run_files import write_run_files
@@ -25,6 +30,7 @@ from distmoe.data.loader import StepLoader
 from distmoe.data.sources.base import Split
 from distmoe.engine.engine import Engine
 from distmoe.engine.initialize import initialize
+from distmoe.errors import CheckpointError
 from distmoe.log import get_logger
 from distmoe.models.build import build_model
 from distmoe.models.multitask import MultiTaskEncoder
@@ -35,12 +41,15 @@ from distmoe.parallel import process_groups
 from distmoe.parallel.env import RankEnv
 from distmoe.parallel.placement import Placement
 from distmoe.parallel.traffic import TrafficCounter
+from distmoe.structure.frontier import advance
+from distmoe.structure.plan import MergePlan
 from distmoe.training import summary
 from distmoe.training.agreement import Agreement, is_distributed
 from distmoe.training.checkpoints import Checkpoints
 from distmoe.training.config import RunConfig
+from distmoe.training.contradictions import check_learning
 from distmoe.training.evaluate import Evaluation, evaluate
-from distmoe.training.journal import Journal
+from distmoe.training.journal import Journal, Outlets
 from distmoe.training.monitor import build_monitor
 from distmoe.training.objective import Objective
 from distmoe.training.plan import Plan, make_plan
@@ -49,6 +58,9 @@ from distmoe.training.run_data import RunData, encode
 from distmoe.training.run_folder import SUMMARY_FILE, RunFolder, claim, write_json
 from distmoe.training.selection import BestScore
 from distmoe.training.state import TrainerState
+from distmoe.training.structural.alignment import AlignmentTerm
+from distmoe.training.structural.probe import ProbeSet
+from distmoe.training.structural.state import StructureState
 from distmoe.training.trainer import Trainer
 from distmoe.training.uncertainty import Scorer, UncertaintyLoader
 from distmoe.training.window import LossWindow
@@ -65,71 +77,225 @@ class Run:
     journal: Journal
     evaluate: Callable[[Split], Evaluation]
     state: TrainerState
+    model: MultiTaskEncoder
+    placement: Placement
+    parameters: int
+    process_groups: process_groups.ProcessGroups
+
+    def dismantle(self) -> None:
+        """Frees engine and process groups, so that another run can be built in this process. Collective."""
+        self.trainer.engine.destroy()
+        self.process_groups.destroy()
 
 
-def build_run(config: RunConfig, *, folder: RunFolder, resume: str, agreement: Agreement, env: RankEnv) -> Run:
-    """Builds everything; collective.
+def build_run(
+    config: RunConfig, *, folder: RunFolder, resume: str, agreement: Agreement, env: RankEnv
+) -> tuple[Run, Workshop]:
+    """Builds everything; collective. The workshop builds the run anew for another grouping.
 
     Raises:
         DistmoeError: The same on all ranks, if data, model and parallelism do not fit each other.
     """
     plan = agreement.run(lambda: make_plan(config, env))
     data = agreement.run(lambda: encode(plan.sources, config, env=env, agreement=agreement))
+    structure, probe = agreement.run(lambda: _structure(config, folder, plan, data))
+    grouping = plan.grouping if structure is None else structure.grouping
+    plan = replace(plan, grouping=grouping)
     placement = agreement.run(lambda: plan.place(data.weights))
     if folder.resume_from is not None:
-        store.check(folder.resume_from, tasks=plan.tasks, grouping=plan.grouping)
-    hosted = _host_model(config, plan, placement, agreement)
-    engine = hosted.engine
+        store.check(folder.resume_from, tasks=plan.tasks, grouping=grouping)
+    workshop = Workshop(config, folder, plan, data, probe, agreement, env)
+    hosted = workshop.host(plan, placement)
     seed.seed_all(config.run.seed, "train", env.rank)
 
     agreement.from_rank_0(lambda: claim(folder, config, step=_step_of(folder), resume=resume))
     if env.rank == 0:
         _announce(config, folder, plan, data, placement, hosted)
-    state = TrainerState(best=BestScore(patience=config.run.early_stop))
-    loader = agreement.run(lambda: _build_loader(config, data, placement, engine, rank=env.rank))
-    eval_loader = data.eval_loader(placement, rank=env.rank, pin_memory=engine.device.type == "cuda")
-    objective = Objective(
-        plan.tasks,
-        plan.grouping,
-        weights=None if config.model.moe is None else config.model.moe.losses,
-        world_size=env.world_size,
-        all_reduce=_all_reduce if is_distributed() else None,
-        device=engine.device,
-    )
-    journal = _build_journal(config, folder, plan, hosted, auxiliary_names=objective.auxiliary_names, rank=env.rank)
-    journal.accounts = loader.accounts
-    checkpoints = Checkpoints(
-        folder.checkpoints,
-        config=config,
-        engine=engine,
-        loader=loader,
-        journal=journal,
-        state=state,
-        tasks=plan.tasks,
-        grouping=plan.grouping,
-        rank=env.rank,
-    )
+    state = TrainerState(best=BestScore(patience=config.run.early_stop), structure=structure)
+    run = workshop.assemble(plan, placement, hosted, state, outlets=workshop.outlets())
     if folder.resume_from is not None:
-        checkpoints.load(folder.resume_from)
-        journal.say(f"resumed from {folder.resume_from} at step {state.step}")
+        run.checkpoints.load(folder.resume_from)
+        run.journal.say(f"resumed from {folder.resume_from} at step {state.step}")
+    return run, workshop
 
-    def evaluate_split(split: Split) -> Evaluation:
-        batches = eval_loader.batches(split)
-        return evaluate(engine, batches, split=split, tasks=plan.tasks, sizes=data.split_sizes(split))
 
-    trainer = Trainer(
-        engine=engine,
-        objective=objective,
-        tasks=plan.tasks,
-        loader=loader,
-        evaluate=evaluate_split,
-        journal=journal,
-        checkpoints=checkpoints,
-        run_config=config.run,
-        schedule=config.schedule,
-        state=state,
-    )
-    return Run(trainer=trainer, checkpoints=checkpoints, journal=journal, evaluate=evaluate_split, state=state)
+def _structure(
+    config: RunConfig, folder: RunFolder, plan: Plan, data: RunData
+) -> tuple[StructureState | None, ProbeSet | None]:
+    """Where structural learning stands, from the checkpoint to resume from or at its beginning."""
+    learn = config.structure.learn
+    if learn is None:
+        return None, None
+    check_learning(config, plan.tasks, plan.grouping, zero_stage=plan.settings.stage)
+    probe = ProbeSet(data.encoded, num_examples=learn.probe_examples, seed=config.run.seed)
+    if folder.resume_from is None:
+        state = StructureState.begin(
+            plan.grouping, learn, num_steps=config.schedule.num_steps, probe=probe.probe.sha256
+        )
+        return state, probe
+    saved = store.read_trainer_state(folder.resume_from).get("progress", {}).get("structure")
+    if saved is None or saved["probe"] != probe.probe.sha256:
+        raise CheckpointError(
+            f"{folder.resume_from} cannot be continued by structural learning",
+            got="no structure in it" if saved is None else "another probe set",
+            expected="a checkpoint of a run with the same structure.learn and training data",
+            remedy="resume with the data and configuration of the run, or start a new one",
+        )
+    return StructureState.from_json(saved), probe
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Builds the part of a run that depends on the task grouping."""
+
+    config: RunConfig
+    folder: RunFolder
+    plan: Plan
+    data: RunData
+    probe: ProbeSet | None
+    agreement: Agreement
+    env: RankEnv
+
+    def rebuild(self, old: Run, *, merges: MergePlan, checkpoint: Path, outlets: Outlets, on_trial: bool) -> Run:
+        """The run with merged task groups, its state carried from a checkpoint before the merges. Collective.
+
+        Args:
+            old: Dismantled here.
+            merges: What to merge; nothing goes back to the checkpoint.
+            checkpoint: Of the grouping before.
+            outlets: Where lines go.
+            on_trial: See :class:`~distmoe.training.trainer.Trainer`.
+        """
+        moe, structure = self.config.model.moe, old.state.structure
+        assert moe is not None, "structural learning without routed layers"
+        assert structure is not None, "structural learning without a state"
+        old.dismantle()
+        plan = replace(self.plan, grouping=merges.after)
+        placement = self.agreement.run(lambda: plan.place(self.data.weights))
+        hosted = self.host(plan, placement)
+        state = TrainerState(best=BestScore(patience=self.config.run.early_stop), structure=structure)
+        learning = replace(structure, grouping=merges.after)
+        learning = replace(learning, frontiers=advance(merges.after, structure.frontiers, merges.merges))
+        state.structure = learning
+        run = self.assemble(plan, placement, hosted, state, outlets=outlets, on_trial=on_trial)
+        carrier = Carrier(
+            plan=merges,
+            routed_layers=plan.routed_layers,
+            experts_per_task_group=moe.experts_of_layer(1),
+            betas=(self.config.optimizer.betas[0], self.config.optimizer.betas[1]),
+            names=tuple(run.trainer.engine.tensor_records()),
+        )
+        run.checkpoints.load(checkpoint, carrier)
+        if merges.merges:
+            # Scores of another structure are no measure for this one, and its checkpoints cannot be loaded into it.
+            run.state.best = BestScore(patience=self.config.run.early_stop)
+        return run
+
+    def loads(self) -> tuple[int, ...]:
+        """Tokens of each task per million examples of the mixture: what its share of a merge is proportional to."""
+        lengths = [float(split.lengths_N.mean()) for split in self.data.encoded.train]
+        return tuple(
+            max(1, round(1_000_000 * weight * length))
+            for weight, length in zip(self.data.weights, lengths, strict=True)
+        )
+
+    def host(self, plan: Plan, placement: Placement) -> _Hosted:
+        """Model, process groups and engine."""
+        return _host_model(self.config, plan, placement, self.agreement)
+
+    def outlets(self) -> Outlets:
+        """Opens the run's sinks; once, after the folder is claimed."""
+        config, rank = self.config, self.env.rank
+        monitor = build_monitor(
+            self.folder.path, rank=rank, name=config.run.name, config=config.model_dump(),
+            tensorboard=config.run.tensorboard, wandb=config.run.wandb,
+        )  # fmt: skip
+        return Outlets(monitor, Progress(config.schedule.num_steps, start=_step_of(self.folder), rank=rank))
+
+    def assemble(
+        self,
+        plan: Plan,
+        placement: Placement,
+        hosted: _Hosted,
+        state: TrainerState,
+        *,
+        outlets: Outlets,
+        on_trial: bool = False,
+    ) -> Run:
+        """Everything around the engine."""
+        config, data, env, engine = self.config, self.data, self.env, hosted.engine
+        pin_memory = engine.device.type == "cuda"
+        loader = self.agreement.run(lambda: _build_loader(config, data, placement, engine, rank=env.rank))
+        eval_loader = data.eval_loader(placement, rank=env.rank, pin_memory=pin_memory)
+        alignment = self._alignment(plan, state, engine)
+        objective = Objective(
+            plan.tasks,
+            plan.grouping,
+            weights=None if config.model.moe is None else config.model.moe.losses,
+            world_size=env.world_size,
+            all_reduce=_all_reduce if is_distributed() else None,
+            device=engine.device,
+            alignment=alignment,
+        )
+        journal = _build_journal(
+            config, plan, hosted, auxiliary_names=objective.auxiliary_names, rank=env.rank, outlets=outlets
+        )
+        journal.accounts = loader.accounts
+        checkpoints = Checkpoints(
+            self.folder.checkpoints,
+            config=config,
+            engine=engine,
+            loader=loader,
+            journal=journal,
+            state=state,
+            tasks=plan.tasks,
+            grouping=plan.grouping,
+            rank=env.rank,
+        )
+
+        def evaluate_split(split: Split) -> Evaluation:
+            batches = eval_loader.batches(split)
+            return evaluate(engine, batches, split=split, tasks=plan.tasks, sizes=data.split_sizes(split))
+
+        trainer = Trainer(
+            engine=engine,
+            objective=objective,
+            tasks=plan.tasks,
+            loader=loader,
+            evaluate=evaluate_split,
+            journal=journal,
+            checkpoints=checkpoints,
+            run_config=config.run,
+            schedule=config.schedule,
+            state=state,
+            alignment=alignment,
+            on_trial=on_trial,
+        )
+        return Run(
+            trainer=trainer,
+            checkpoints=checkpoints,
+            journal=journal,
+            evaluate=evaluate_split,
+            state=state,
+            model=hosted.model,
+            placement=placement,
+            parameters=hosted.parameters.total,
+            process_groups=hosted.process_groups,
+        )
+
+    def _alignment(self, plan: Plan, state: TrainerState, engine: Engine) -> AlignmentTerm | None:
+        """The term of the frontiers in force; none where its weight is 0."""
+        learn, structure = self.config.structure.learn, state.structure
+        if learn is None or structure is None or self.probe is None or not learn.alignment:
+            return None
+        return AlignmentTerm(
+            structure.frontiers if structure.is_learning else (),
+            probe=self.probe,
+            model_layers=plan.routed_layers,
+            weight=learn.alignment,
+            num_examples=min(learn.alignment_examples, len(self.probe)),
+            device=engine.device,
+        )
 
 
 def _build_loader(config: RunConfig, data: RunData, placement: Placement, engine: Engine, *, rank: int) -> StepLoader:
@@ -151,6 +317,8 @@ class _Hosted:
     """The model in its engine, and what could be seen of it before."""
 
     engine: Engine
+    model: MultiTaskEncoder
+    process_groups: process_groups.ProcessGroups
     parameters: summary.ParameterCount
     shares: ParameterShares
     traffic: tuple[TrafficCounter, ...]
@@ -159,19 +327,20 @@ class _Hosted:
 def _host_model(config: RunConfig, plan: Plan, placement: Placement, agreement: Agreement) -> _Hosted:
     groups = process_groups.create(placement, timeout=timedelta(minutes=config.parallel.timeout_minutes))
     model = agreement.run(lambda: _build_model(config, plan, groups))
-    moe = config.model.moe
-    num_experts, top_k = (0, 0) if moe is None else (moe.num_experts, moe.top_k)
-    parameters = summary.count_parameters(model, num_experts=num_experts, top_k=top_k)
+    top_k = 0 if config.model.moe is None else config.model.moe.top_k
+    parameters = summary.count_parameters(model, num_experts=plan.num_experts(config.model.moe), top_k=top_k)
     traffic = tuple(module.traffic for module in model.modules() if isinstance(module, RoutedFeedForward))
     engine = agreement.run(
         lambda: initialize(
             model, settings=plan.settings, optimizer=config.optimizer, process_groups=groups, placement=placement
         )
     )
-    return _Hosted(engine, parameters, parameter_shares_of(engine.tensor_records()), traffic)
+    shares = parameter_shares_of(engine.tensor_records())
+    return _Hosted(engine, model, groups, parameters, shares, traffic)
 
 
 def _build_model(config: RunConfig, plan: Plan, groups: process_groups.ProcessGroups) -> MultiTaskEncoder:
+    learning = config.structure.learn is not None
     model = build_model(
         config.model,
         shape=plan.shape,
@@ -179,9 +348,11 @@ def _build_model(config: RunConfig, plan: Plan, groups: process_groups.ProcessGr
         grouping=plan.grouping,
         hosting=groups.hosting,
         seed=config.run.seed,
+        alike=learning,
     )
     if config.model.pretrained is not None:
-        _log.info("%s", load_pretrained(model, config.model.pretrained, config=config.model, seed=config.run.seed))
+        folder, seed_of_run = config.model.pretrained, config.run.seed
+        _log.info("%s", load_pretrained(model, folder, config=config.model, seed=seed_of_run, alike=learning))
     return model
 
 
@@ -207,14 +378,14 @@ def _announce(
 
 
 def _build_journal(
-    config: RunConfig, folder: RunFolder, plan: Plan, hosted: _Hosted, *, auxiliary_names: tuple[str, ...], rank: int
+    config: RunConfig, plan: Plan, hosted: _Hosted, *, auxiliary_names: tuple[str, ...], rank: int, outlets: Outlets
 ) -> Journal:
     moe, on = config.model.moe, hosted.engine.device
     statistics = None
     if moe is not None:
         statistics = RoutingStatistics(
             num_tasks=len(plan.tasks),
-            num_experts=moe.num_experts,
+            num_experts=plan.num_experts(moe),
             top_k=moe.top_k,
             num_task_groups=[plan.grouping.num_task_groups(layer) for layer in range(plan.grouping.num_layers)],
             device=on,
@@ -225,15 +396,8 @@ def _build_journal(
         window=LossWindow(len(plan.tasks), auxiliary_names, num_counters=len(hosted.traffic), device=on),
         statistics=statistics,
         all_reduce=_all_reduce if is_distributed() else None,
-        monitor=build_monitor(
-            folder.path,
-            rank=rank,
-            name=config.run.name,
-            config=config.model_dump(),
-            tensorboard=config.run.tensorboard,
-            wandb=config.run.wandb,
-        ),
-        progress=Progress(config.schedule.num_steps, start=_step_of(folder), rank=rank),
+        monitor=outlets.monitor,
+        progress=outlets.progress,
         lr=config.optimizer.lr,
         rank=rank,
         traffic=hosted.traffic,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from distmoe.training.selection import BestScore
+from distmoe.training.structural.state import StructureState
 
 
 @dataclass
@@ -22,12 +23,14 @@ class TrainerState:
         skipped_steps: Steps without an update because a loss or gradient was not finite.
         train_seconds: Time in steps, over all starts of the run.
         best: Model selection.
+        structure: Of structural learning; None without it.
     """
 
     step: int = 0
     skipped_steps: int = 0
     train_seconds: float = 0.0
     best: BestScore = field(default_factory=BestScore)
+    structure: StructureState | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -35,12 +38,15 @@ class TrainerState:
             "skipped_steps": self.skipped_steps,
             "train_seconds": self.train_seconds,
             "best": self.best.state_dict(),
+            "structure": None if self.structure is None else self.structure.to_json(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.skipped_steps = state["step"], state["skipped_steps"]
         self.train_seconds = state["train_seconds"]
         self.best.load_state_dict(state["best"])
+        structure = state.get("structure")
+        self.structure = None if structure is None else StructureState.from_json(structure)
 
 
 def rng_state() -> dict[str, Any]:

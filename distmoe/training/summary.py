@@ -52,17 +52,17 @@ class TaskSize:
     left_out: int = 0
 
 
-def count_parameters(model: nn.Module, *, num_experts: int, top_k: int) -> ParameterCount:
-    """Counts before the engine shards the model. ``num_experts``: per routed layer, over all its task groups."""
+def count_parameters(model: nn.Module, *, num_experts: Sequence[int], top_k: int) -> ParameterCount:
+    """Counts before the engine shards the model. ``num_experts``: of each routed layer, over all its task groups."""
     per_rank = sum(parameter.numel() for parameter in model.parameters())
     total = active = per_rank
-    for module in model.modules():
-        if isinstance(module, RoutedFeedForward):
-            local = sum(parameter.numel() for parameter in module.pools.parameters())
-            pool: Any = next(iter(module.pools.values()))
-            per_expert = sum(parameter[0].numel() for parameter in pool.parameters())
-            total += num_experts * per_expert - local
-            active += top_k * per_expert - local
+    routed = [module for module in model.modules() if isinstance(module, RoutedFeedForward)]
+    for module, count in zip(routed, num_experts, strict=True):
+        local = sum(parameter.numel() for parameter in module.pools.parameters())
+        pool: Any = next(iter(module.pools.values()))
+        per_expert = sum(parameter[0].numel() for parameter in pool.parameters())
+        total += count * per_expert - local
+        active += top_k * per_expert - local
     return ParameterCount(total, active, per_rank)
 
 
@@ -127,7 +127,7 @@ class Facts:
 
     def _model_lines(self, config: RunConfig) -> list[str]:
         moe, count = config.model.moe, self.parameters
-        kind = "dense" if moe is None else f"gate {moe.gate.kind}, {moe.num_experts} experts, top {moe.top_k}"
+        kind = "dense" if moe is None else f"gate {moe.gate.kind}, {moe.experts_text}, top {moe.top_k}"
         head = (
             f"model: {kind}; parameters: {count.total:,} total, {count.active:,} active per token, "
             f"{count.per_rank:,} on rank 0"

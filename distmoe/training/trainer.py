@@ -24,6 +24,7 @@ from distmoe.training.objective import LossBreakdown, Objective
 from distmoe.training.schedule import lr_factor
 from distmoe.training.state import TrainerState
 from distmoe.training.stop_signal import StopSignal
+from distmoe.training.structural.alignment import AlignmentTerm
 
 Ended = Literal["Finished", "Stopped early", "Stopped by a signal"]
 
@@ -32,7 +33,8 @@ Ended = Literal["Finished", "Stopped early", "Stopped by a signal"]
 class Trainer:
     """Trains a model until its schedule ends, it stops improving, or somebody asks it to stop.
 
-    Every rank runs :meth:`run`; all decisions depend on values that are equal on all ranks.
+    Every rank runs :meth:`run`; all decisions depend on values that are equal on all ranks. On trial, nothing is saved
+    and nothing stops early: what was trained may be undone.
     """
 
     engine: Engine
@@ -45,39 +47,45 @@ class Trainer:
     run_config: RunSection
     schedule: ScheduleConfig
     state: TrainerState
+    alignment: AlignmentTerm | None = None
+    on_trial: bool = False
 
-    def run(self, stop: StopSignal) -> Ended:
-        """Trains; a checkpoint of the last step exists afterwards.
+    def run(self, stop: StopSignal, *, until: int | None = None) -> Ended | None:
+        """Trains; a checkpoint of the last step exists afterwards, unless training only paused or is on trial.
 
         Args:
             stop: Asked at every step border; one rank's signal stops all.
+            until: Pause after this step, with its log line written; None is returned then.
 
         Raises:
             TrainingError: If a loss is not finite and ``run.on_nonfinite`` is ``stop``.
         """
         state = self.state
-        while state.step < self.schedule.num_steps:
+        target = self.schedule.num_steps if until is None else min(until, self.schedule.num_steps)
+        while state.step < target:
             began = time.perf_counter()
             stopped = self._train_step(stop)
             state.train_seconds += time.perf_counter() - began
-            last = state.step == self.schedule.num_steps
-            if last or state.step % self.run_config.log_every == 0:
+            last, paused = state.step == self.schedule.num_steps, state.step == until
+            if last or paused or state.step % self.run_config.log_every == 0:
                 self.journal.log(state)
             evaluation = self._evaluate() if self._is_evaluation_due(last) else None
             is_best = state.best.step == state.step
             ended = self._ended(last, stopped)
-            if ended or self.checkpoints.is_due(state.step, is_best=is_best):
+            due = not paused and self.checkpoints.is_due(state.step, is_best=is_best)
+            if (ended or due) and not self.on_trial:
                 self.checkpoints.save(evaluation)
             if ended:
                 return ended
             self.journal.paused()
-        return "Finished"
+        return None if state.step == until else "Finished"
 
     def _train_step(self, stop: StopSignal) -> bool:
         """One optimizer step; returns whether some rank was asked to stop."""
         factor = lr_factor(self.state.step, self.schedule)
         batches = [batch.to(self.engine.device) for batch in self.loader.next_step()]
-        losses = [self._micro_step(batch) for batch in batches]
+        first = self.state.step * len(batches)
+        losses = [self._micro_step(batch, first + place) for place, batch in enumerate(batches)]
         finite, stopped = agree(losses, stop=stop.received)
         if finite:
             result = self.engine.step(factor)
@@ -92,8 +100,8 @@ class Trainer:
         self.journal.add(losses if finite else (), batches, factor, result)
         return stopped
 
-    def _micro_step(self, batch: TaskBatch) -> LossBreakdown:
-        output = self.engine(batch)
+    def _micro_step(self, batch: TaskBatch, index: int) -> LossBreakdown:
+        output = self.engine(batch) if self.alignment is None else self.engine(batch, self.alignment.comparisons(index))
         losses = self.objective(output, batch)
         self.engine.backward(losses.total)
         self.journal.count(output)
@@ -128,6 +136,6 @@ class Trainer:
     def _ended(self, last: bool, stopped: bool) -> Ended | None:
         if last:
             return "Finished"
-        if self.state.best.should_stop:
+        if self.state.best.should_stop and not self.on_trial:
             return "Stopped early"
         return "Stopped by a signal" if stopped else None

@@ -10,7 +10,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from distmoe.training.progress import duration
-from distmoe.training.report import html, loss, routing, scores, throughput, tree
+from distmoe.training.report import html, loss, routing, scores, structure, throughput, tree
 from distmoe.training.report.history import RunHistory, read_history
 from distmoe.training.report.style import Theme, save
 
@@ -68,7 +68,17 @@ def _sections(history: RunHistory, folder: Path) -> list[str]:
                 image("load_history", routing.load_curves, "busiest and idlest expert by step"),
             )
         )
-    if history.summary.get("grouping", {}).get("layers"):
+    if history.structure:
+        parts.append(
+            html.section(
+                "Structural learning",
+                "Similarity (unbiased CKA) of task groups at each phase; a frame marks a merge that was kept. A trial "
+                "compares validation losses of a merge's tasks with those without it and with those before.",
+                structure.merge_table(history),
+                image("similarity", structure.similarity_maps, "similarity of task groups by phase and layer"),
+            )
+        )
+    if history.partitions:
         parts.append(
             html.section(
                 "Task groups",

@@ -25,6 +25,7 @@ class RunHistory:
         result: ``result.json``: written when the run has ended; may be empty.
         train: Lines of ``metrics.jsonl`` with a loss, ascending by step.
         evaluations: Lines with an evaluation, ascending by step.
+        structure: Lines of structural phases, one per phase.
     """
 
     name: str
@@ -33,6 +34,14 @@ class RunHistory:
     result: Record = field(default_factory=dict)
     train: tuple[Record, ...] = ()
     evaluations: tuple[Record, ...] = ()
+    structure: tuple[Record, ...] = ()
+
+    @property
+    def partitions(self) -> list[list[list[int]]]:
+        """Task groups per routed layer, as they are at the end; empty for a dense run."""
+        if self.structure:
+            return self.structure[-1]["structure"]["grouping"]
+        return self.summary.get("grouping", {}).get("layers", [])
 
     @property
     def task_names(self) -> list[str]:
@@ -53,10 +62,12 @@ class RunHistory:
     def recent_routing(self, num_lines: int = 10) -> Record:
         """Model layer -> ``load`` and ``tasks``, added up over the newest lines; empty for a dense run.
 
-        One line may hold no example of a rare task, whose row would be blank.
+        One line may hold no example of a rare task, whose row would be blank. Lines from before a structural phase
+        count other experts and are left out.
         """
         found: Record = {}
-        for line in [line for line in self.train if line.get("routing")][-num_lines:]:
+        lines = [line for line in self.train if line.get("routing")][-num_lines:]
+        for line in [line for line in lines if _num_experts(line) == _num_experts(lines[-1])]:
             for layer, counts in line["routing"].items():
                 sums = found.setdefault(layer, {"load": [0] * len(counts["load"]), "tasks": {}})
                 sums["load"] = _add(sums["load"], counts["load"])
@@ -93,7 +104,13 @@ def read_history(folder: Path) -> RunHistory:
         result=_json(folder / "result.json"),
         train=tuple(line for line in lines if "loss" in line),
         evaluations=tuple(line for line in lines if "evaluation" in line),
+        # A run that was killed while it settled a phase has written its line twice.
+        structure=tuple({line["structure"]["phase"]: line for line in lines if "structure" in line}.values()),
     )
+
+
+def _num_experts(line: Record) -> list[int]:
+    return [len(counts["load"]) for counts in line["routing"].values()]
 
 
 def _add(left: list[int], right: list[int]) -> list[int]:

@@ -19,7 +19,7 @@ def heat_maps(history: RunHistory, theme: Theme) -> Figure:
     routing = history.recent_routing()
     layers = sorted(routing, key=layer_number)
     names = history.task_names
-    num_experts = len(routing[layers[0]]["load"])
+    num_experts = max(len(routing[layer]["load"]) for layer in layers)
     width = max(3.2, 0.34 * num_experts + 1.6)
     columns = max(1, min(len(layers), int(11 // width)))
     rows = -(-len(layers) // columns)
@@ -28,7 +28,7 @@ def heat_maps(history: RunHistory, theme: Theme) -> Figure:
     for index, layer in enumerate(layers):
         axes = figure.add_subplot(rows, columns, index + 1)
         image = _heat_map(axes, theme, layer, routing[layer], names)
-        _task_group_borders(axes, theme, history.summary, index, num_experts)
+        _task_group_borders(axes, theme, history, index, len(routing[layer]["load"]))
         if index % columns:
             axes.set_yticklabels([])
     bar = figure.colorbar(image, ax=figure.axes, shrink=0.8, aspect=30, pad=0.01)
@@ -54,11 +54,15 @@ def load_curves(history: RunHistory, theme: Theme) -> Figure:
             ylabel="share of tokens" if index % columns == 0 else None,
         )
         steps = [line["step"] for line in lines]
-        shares = np.array([_normalised(line["routing"][layer]["load"]) for line in lines])
-        axes.fill_between(steps, shares.min(axis=1), shares.max(axis=1), color=theme.accent, alpha=0.15, linewidth=0)
-        axes.plot(steps, shares.max(axis=1), color=theme.accent, linewidth=1.6, label="busiest")
-        axes.plot(steps, shares.min(axis=1), color=theme.second, linewidth=1.6, label="idlest")
-        axes.axhline(1 / shares.shape[1], color=theme.muted, linewidth=0.9, linestyle=":", label="even")
+        # The number of experts changes where structural learning has merged task groups.
+        shares = [_normalised(line["routing"][layer]["load"]) for line in lines]
+        busiest, idlest = ([extreme(row) for row in shares] for extreme in (np.max, np.min))
+        axes.fill_between(steps, idlest, busiest, color=theme.accent, alpha=0.15, linewidth=0)
+        axes.plot(steps, busiest, color=theme.accent, linewidth=1.6, label="busiest")
+        axes.plot(steps, idlest, color=theme.second, linewidth=1.6, label="idlest")
+        axes.plot(
+            steps, [1 / len(row) for row in shares], color=theme.muted, linewidth=0.9, linestyle=":", label="even"
+        )
         axes.set_ylim(bottom=0)
         if index == 0:
             legend(axes, theme, loc="best")
@@ -80,7 +84,7 @@ def load_bars(history: RunHistory, theme: Theme) -> Figure:
             xlabel="expert" if index >= len(layers) - columns else None,
         )
         shares = _normalised(routing[layer]["load"])
-        num_task_groups = _num_task_groups(history.summary, index)
+        num_task_groups = _num_task_groups(history, index)
         per_task_group = max(1, len(shares) // num_task_groups)
         colours = [
             theme.accent if num_task_groups == 1 else PALETTE[e // per_task_group % len(PALETTE)]
@@ -124,14 +128,14 @@ def _heat_map(axes: Axes, theme: Theme, layer: str, counts: dict[str, Any], name
     return image
 
 
-def _task_group_borders(axes: Axes, theme: Theme, summary: dict[str, Any], index: int, num_experts: int) -> None:
-    num_task_groups = _num_task_groups(summary, index)
+def _task_group_borders(axes: Axes, theme: Theme, history: RunHistory, index: int, num_experts: int) -> None:
+    num_task_groups = _num_task_groups(history, index)
     for border in range(1, num_task_groups):
         axes.axvline(border * num_experts / num_task_groups - 0.5, color=theme.second, linewidth=1.2)
 
 
-def _num_task_groups(summary: dict[str, Any], index: int) -> int:
-    layers = summary.get("grouping", {}).get("layers", [])
+def _num_task_groups(history: RunHistory, index: int) -> int:
+    layers = history.partitions
     return len(layers[index]) if index < len(layers) else 1
 
 

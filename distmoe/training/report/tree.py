@@ -12,7 +12,7 @@ from distmoe.training.report.style import PALETTE, Theme, new_figure
 
 def task_tree(history: RunHistory, theme: Theme) -> Figure:
     """Columns are routed layers, shallow to deep; a box is a task group, lines lead to the groups it splits into."""
-    layers = [[tuple(task_group) for task_group in partition] for partition in history.summary["grouping"]["layers"]]
+    layers = [[tuple(task_group) for task_group in partition] for partition in history.partitions]
     names = history.task_names
     columns, kept = _distinct(layers)
     order = [task for task_group in layers[-1] for task in task_group]

@@ -63,13 +63,15 @@ def make_model(
     *,
     tasks: TaskSet = TASKS,
     partition: Sequence[Sequence[int]] | None = None,
+    partitions: Sequence[Sequence[Sequence[int]]] | None = None,
     seed: int = 0,
     shape: EncoderShape | None = None,
 ) -> MultiTaskEncoder:
-    """A single-process model in eval mode; one task group unless a partition is given."""
+    """A single-process model in eval mode; one task group unless a partition, or one per routed layer, is given."""
     shape = shape or resolve_shape(config, VOCAB_SIZE, 0)
     layers = len(routed_layers(config.moe, shape.num_layers))
-    grouping = TaskGrouping.uniform(len(tasks), layers, partition or [range(len(tasks))])
+    partition = partition or [range(len(tasks))]
+    grouping = TaskGrouping.from_partitions(len(tasks), partitions or [partition] * layers)
     hosting = single_process(grouping).hosting
     model = build_model(config, shape=shape, tasks=tasks, grouping=grouping, hosting=hosting, seed=seed)
     return model.eval()

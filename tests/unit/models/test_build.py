@@ -85,3 +85,15 @@ def test_no_module_on_the_way_to_a_gate_or_a_pool_is_called_expert() -> None:
     for gate in GATES:
         names = [name for name, _ in make_model(model_config(moe_config(gate, shared_expert=True))).named_parameters()]
         assert [name for name in names if "expert" in name] == []
+
+
+def test_experts_per_task_group_give_every_task_group_its_own_and_survive_a_merge():
+    """Three task groups, then two at the deeper layer: 2 experts each, whatever ``num_experts`` says."""
+    moe = moe_config("token", layers="all").model_copy(update={"experts_per_task_group": 2, "num_experts": 5})
+    model = make_model(model_config(moe), partitions=[[[0, 1], [2]], [[0], [1], [2]]])
+    shapes = [
+        {name: tuple(pool.w_in.shape[:1]) for name, pool in layer.feed_forward.pools.items()}
+        for layer in model.encoder.layers
+    ]
+    assert shapes == [{"g0": (2,), "g1": (2,)}, {"g0": (2,), "g1": (2,), "g2": (2,)}]
+    assert [layer.feed_forward.gate.num_experts for layer in model.encoder.layers] == [4, 6]

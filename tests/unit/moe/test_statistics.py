@@ -23,7 +23,11 @@ def context_of(tasks):
 
 def make(num_tasks=2, num_experts=4, top_k=1, num_task_groups=(1,)):
     return RoutingStatistics(
-        num_tasks=num_tasks, num_experts=num_experts, top_k=top_k, num_task_groups=num_task_groups, device="cpu"
+        num_tasks=num_tasks,
+        num_experts=[num_experts] * len(num_task_groups),
+        top_k=top_k,
+        num_task_groups=num_task_groups,
+        device="cpu",
     )
 
 
@@ -141,3 +145,15 @@ def test_reading_twice_gives_the_same():
     statistics = make()
     statistics.update([routing_of([0, 1], 4)], context_of([0, 1]))
     assert statistics.read() == statistics.read()
+
+
+def test_layers_may_have_different_numbers_of_experts():
+    """Layer 0 has one expert per task, layer 1 one for both."""
+    statistics = RoutingStatistics(num_tasks=2, num_experts=(2, 1), top_k=1, num_task_groups=(2, 1), device="cpu")
+    context = TokenContext(torch.tensor([0, 0, 1]), torch.arange(3), 3)
+    statistics.update([routing_of([[0], [0], [1]], 2), routing_of([[0], [0], [0]], 1)], context)
+    saved = statistics.state_dict()
+    for _ in range(2):
+        first, second = statistics.read()
+        assert (first.rows_by_task, second.rows_by_task) == (((2, 0), (0, 1)), ((2,), (1,)))
+        statistics.load_state_dict(saved)

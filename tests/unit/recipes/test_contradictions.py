@@ -22,6 +22,27 @@ from distmoe.recipes import resolve
         ("demo", ["model.moe.capacity_factor=1.25"], r"capacity contradicts a task-level gate[\s\S]*kind=task"),
         ("demo", ["model.moe.gate.kind=fixed"], r"gate fixed learns nothing[\s\S]*random"),
         ("demo", ["model.moe.gate.table=random"], r"read by gate fixed only[\s\S]*kind=task with a table"),
+        (
+            "token_moe",
+            ["model.moe.top_k=2", "model.moe.experts_per_task_group=1"],
+            r"more experts than there are[\s\S]*model\.moe\.experts_per_task_group=1",
+        ),
+        (
+            "task_moe_learned",
+            ["model.moe.experts_per_task_group=null"],
+            r"number of task groups[\s\S]*experts_per_task_group=1",
+        ),
+        ("task_moe_learned", ["schedule.num_steps=200"], r"end after training[\s\S]*task_steps=100 \+ trial_steps=100"),
+        ("task_moe_learned", ["structure.learn.probe_examples=32"], r"from the probe set[\s\S]*probe_examples=32"),
+        ("task_moe_learned", ["structure.learn.threshold=1.0"], r"structure\.learn\.threshold"),
+        ("task_moe_learned", ["parallel.placement=partitioned"], r"not implemented for partitioned"),
+        ("task_moe_learned", ["model.conditional={}"], r"share everything above them[\s\S]*model\.conditional=null"),
+        ("task_moe_learned", ["run.early_stop=3"], r"end training before the structure is learned"),
+        (
+            "task_moe_learned",
+            ["model.moe.gate={kind: task_embedding, router: linear}"],
+            r"rows of this gate cannot follow",
+        ),
         ("token_moe", ["model.moe.top_k=9"], r"more experts than there are[\s\S]*top_k=9, model\.moe\.num_experts=8"),
         (
             "token_moe",

@@ -1,0 +1,98 @@
+"""Structural learning in pictures: how alike task groups were at each phase, and what became of the proposals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from distmoe.training.report import html
+from distmoe.training.report.history import Record, RunHistory
+from distmoe.training.report.style import Theme, dress, grid_shape, new_figure
+
+_NUMBERED = 16  # members up to which a cell shows its number
+
+
+def similarity_maps(history: RunHistory, theme: Theme) -> Figure:
+    """One heat map per phase and frontier: unbiased CKA of its members; merges that were kept are framed."""
+    panels = [(line, proposal) for line in history.structure for proposal in line["structure"]["proposals"]]
+    rows, columns = grid_shape(len(panels), columns=3)
+    size = max(len(proposal["frontier"]["members"]) for _, proposal in panels)
+    side = 0.34 * size + 1.7
+    figure = new_figure(theme, side * columns, (side - 0.3) * rows)
+    for place, (line, proposal) in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        _panel(axes, theme, history, line, proposal)
+    return figure
+
+
+def merge_table(history: RunHistory) -> str:
+    """Every proposed merge with its numbers, and the parameters of the model after its phase."""
+    rows = []
+    for line in history.structure:
+        record = line["structure"]
+        count = record["parameters"]
+        for verdict in record["verdicts"]:
+            merge, kept = verdict["merge"], verdict["accepted"]
+            rows.append(
+                [
+                    html.Cell(f"{record['phase']} (step {line['step']})"),
+                    html.Cell(f"layer {_model_layer(history, merge['layer'])}", text=True),
+                    html.Cell(" + ".join(_names(history, member) for member in merge["members"]), text=True),
+                    html.Cell(f"{100 * (verdict['against_control'] - 1):+.1f} %"),
+                    html.Cell(f"{100 * (verdict['against_before'] - 1):+.1f} %"),
+                    html.Cell("kept" if kept else "undone", "good" if kept else "bad"),
+                    html.Cell(f"{count['before']:,} → {count['after']:,}"),
+                ]
+            )
+    header = ("phase", "at", "merge", "loss against no merge", "against before", "outcome", "parameters")
+    return html.table(header, rows, text_columns=3) if rows else "<p>No merge was proposed.</p>"
+
+
+def _panel(axes: Any, theme: Theme, history: RunHistory, line: Record, proposal: Record) -> None:
+    from matplotlib.patches import Rectangle
+
+    members = [tuple(member) for member in proposal["frontier"]["members"]]
+    layer = proposal["frontier"]["layer"]
+    kept = [
+        {tuple(member) for member in verdict["merge"]["members"]}
+        for verdict in line["structure"]["verdicts"]
+        if verdict["accepted"] and verdict["merge"]["layer"] == layer
+    ]
+    # Members of one merge stand side by side.
+    order = sorted(range(len(members)), key=lambda place: (_merge_of(members[place], kept), place))
+    table = np.asarray(proposal["similarity"], dtype=float)[np.ix_(order, order)]
+    title = f"phase {line['structure']['phase']}, layer {_model_layer(history, layer)}"
+    dress(axes, theme, title=title, grid=False)
+    # The residual pushes all similarities towards 1; what matters is the difference between them.
+    lowest = min(float(table.min()), 0.95)
+    axes.imshow(table, cmap=theme.sequence, vmin=lowest, vmax=1.0, interpolation="nearest")
+    if len(order) <= _NUMBERED:
+        for row, column in np.argwhere(~np.eye(len(order), dtype=bool)):
+            bright = (table[row, column] - lowest > 0.6 * (1.0 - lowest)) == (theme.name == "light")
+            value, colour = f"{table[row, column]:.2f}".lstrip("0"), "#ffffff" if bright else "#1f2430"
+            axes.text(column, row, value, ha="center", va="center", fontsize=6, color=colour)
+    labels = [_names(history, members[place]) for place in order]
+    axes.set_xticks(range(len(order)), labels, rotation=90)
+    axes.set_yticks(range(len(order)), labels)
+    axes.tick_params(colors=theme.text, labelsize=7)
+    for merge in kept:
+        places = [index for index, place in enumerate(order) if members[place] in merge]
+        if places:
+            corner, side = min(places) - 0.5, len(places)
+            axes.add_patch(Rectangle((corner, corner), side, side, fill=False, edgecolor=theme.second, linewidth=1.8))
+
+
+def _merge_of(member: tuple[int, ...], kept: list[set[tuple[int, ...]]]) -> int:
+    return next((index for index, merge in enumerate(kept) if member in merge), len(kept))
+
+
+def _names(history: RunHistory, tasks: Any) -> str:
+    names = [history.task_names[task] for task in tasks]
+    return ", ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _model_layer(history: RunHistory, routed_index: int) -> int:
+    layers = history.summary.get("routed_layers", [])
+    return int(layers[routed_index]) if routed_index < len(layers) else routed_index

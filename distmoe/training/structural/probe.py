@@ -1,0 +1,63 @@
+"""The probe set of a run as batches: the same sequences, in the same batches, on every rank and in every phase."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from distmoe.data.batch import TaskBatch
+from distmoe.data.collate import collate, placeholder
+from distmoe.data.encoded import EncodedTasks, ExampleStore
+from distmoe.structure.probe import Probe, select_probe
+
+_ROWS = 64
+
+
+class ProbeSet:
+    """Examples of the training splits on which task groups are compared.
+
+    Args:
+        encoded: Tokenized tasks.
+        num_examples: Size of the set.
+        seed: Of the run.
+
+    Raises:
+        DataError: If there are fewer training examples than asked for.
+    """
+
+    def __init__(self, encoded: EncodedTasks, *, num_examples: int, seed: int) -> None:
+        self.probe: Probe = select_probe(encoded.train_sizes, num_examples=num_examples, seed=seed)
+        self._store = ExampleStore.join(encoded.train)
+        self._pad_token_id = encoded.pad_token_id
+        self._rows = np.array([self._store.first_row_of_task[task] + example for task, example in self.probe.ids])
+        # The set is in order of task; a window of it must hold all tasks.
+        order = np.random.default_rng(int(self.probe.sha256[:8], 16)).permutation(len(self._rows))
+        self._mixed = self._rows[order]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def num_batches(self) -> int:
+        return -(-len(self) // _ROWS)
+
+    def rows_of(self, index: int) -> slice:
+        """Which examples of the set batch ``index`` holds."""
+        return slice(index * _ROWS, min((index + 1) * _ROWS, len(self)))
+
+    def batch(self, index: int) -> TaskBatch:
+        return self._collate(self._rows[self.rows_of(index)])
+
+    def window(self, index: int, num_examples: int) -> TaskBatch:
+        """A mini-batch of all tasks; consecutive indices go round the set."""
+        places = (index * num_examples + np.arange(num_examples)) % len(self)
+        return self._collate(self._mixed[places])
+
+    def no_rows(self, task: int) -> TaskBatch:
+        """For a rank that must run along."""
+        return placeholder(task_id=task, pad_token_id=self._pad_token_id)
+
+    def _collate(self, rows: Sequence[int] | np.ndarray) -> TaskBatch:
+        weights = np.zeros(len(rows), dtype=np.float32)
+        return collate(self._store, np.asarray(rows), weights, pad_token_id=self._pad_token_id)

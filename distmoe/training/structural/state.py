@@ -1,0 +1,117 @@
+"""What a run must remember about its structure; plain values in every checkpoint, equal on all ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from distmoe.structure.config import LearnConfig
+from distmoe.structure.frontier import Frontier, advance, is_finished, start
+from distmoe.structure.plan import Ban, MergePlan
+from distmoe.tasks import TaskGrouping
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A proposal whose trial has not been decided: after a crash it is tried again, from the same checkpoint.
+
+    Attributes:
+        plan: The proposed merges.
+        proposals: Similarities and partitions behind them, as plain values for the log.
+    """
+
+    plan: MergePlan
+    proposals: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructureState:
+    """Where structural learning stands.
+
+    Attributes:
+        grouping: In force.
+        frontiers: Task groups that may still be merged.
+        bans: Merges that were undone.
+        version: Structure changes so far.
+        phase: Structural phases so far.
+        border: Step of the next structural phase; None: structural learning has ended.
+        probe: SHA-256 of the probe set.
+        pending: The proposal on trial.
+    """
+
+    grouping: TaskGrouping
+    frontiers: tuple[Frontier, ...]
+    bans: tuple[Ban, ...] = ()
+    version: int = 0
+    phase: int = 0
+    border: int | None
+    probe: str
+    pending: Pending | None = None
+
+    @classmethod
+    def begin(cls, grouping: TaskGrouping, config: LearnConfig, *, num_steps: int, probe: str) -> StructureState:
+        frontiers = start(grouping)
+        border = None if is_finished(frontiers) else _border(config, 0, num_steps)
+        return cls(grouping=grouping, frontiers=frontiers, border=border, probe=probe)
+
+    @property
+    def is_learning(self) -> bool:
+        return self.border is not None
+
+    def propose(self, plan: MergePlan, proposals: tuple[dict[str, Any], ...]) -> StructureState:
+        """With a proposal on trial."""
+        return replace(self, pending=Pending(plan, proposals))
+
+    def decide(self, kept: MergePlan, config: LearnConfig, *, step: int, num_steps: int) -> StructureState:
+        """After a structural phase whose merges ``kept`` stay; the others are banned."""
+        proposed = () if self.pending is None else self.pending.plan.merges
+        rejected = tuple(Ban(merge.layer, merge.result) for merge in proposed if merge not in kept.merges)
+        bans = tuple(sorted({*self.bans, *rejected}))
+        frontiers = advance(kept.after, self.frontiers, kept.merges)
+        return replace(
+            self,
+            grouping=kept.after,
+            frontiers=frontiers,
+            bans=bans,
+            version=self.version + bool(kept.merges),
+            phase=self.phase + 1,
+            border=None if is_finished(frontiers, bans) else _border(config, step, num_steps),
+            pending=None,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        pending = self.pending
+        return {
+            "grouping": self.grouping.to_json(),
+            "frontiers": [frontier.to_json() for frontier in self.frontiers],
+            "bans": [ban.to_json() for ban in self.bans],
+            "version": self.version,
+            "phase": self.phase,
+            "border": self.border,
+            "probe": self.probe,
+            "pending": None
+            if pending is None
+            else {"plan": pending.plan.to_json(), "proposals": list(pending.proposals)},
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> StructureState:
+        pending = value["pending"]
+        return cls(
+            grouping=TaskGrouping.from_json(value["grouping"]),
+            frontiers=tuple(Frontier.from_json(row) for row in value["frontiers"]),
+            bans=tuple(Ban.from_json(row) for row in value["bans"]),
+            version=value["version"],
+            phase=value["phase"],
+            border=value["border"],
+            probe=value["probe"],
+            pending=None
+            if pending is None
+            else Pending(MergePlan.from_json(pending["plan"]), tuple(pending["proposals"])),
+        )
+
+
+def _border(config: LearnConfig, step: int, num_steps: int) -> int | None:
+    """The end of the next task phase, if a trial and at least one more step fit behind it."""
+    border = step + config.task_steps
+    return border if border + config.trial_steps < num_steps else None

@@ -1,0 +1,156 @@
+"""Structural learning as a command: the tree grows together while training; a killed run ends like one left alone.
+
+The suite is tiny and the tolerance large: this is about what happens, not about which tasks belong together.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from distmoe.checkpoint import folders
+from distmoe.checkpoint.consolidate import read_moments, read_weights
+from distmoe.checkpoint.manifest import read_manifest
+from distmoe.checkpoint.store import read_trainer_state
+from tests.integration.commands import ROOT, Finished, metrics, overrides, run_ranks
+
+INTERRUPT = ROOT / "tests" / "integration" / "drivers" / "interrupt.py"
+TOOL = ROOT / "tools" / "learn_groups.py"
+NAMES = ("planted0_a", "planted0_low", "planted1_a", "planted1_low")
+LEARN = (
+    "structure.grouping=per_task", "model.moe.experts_per_task_group=1", "schedule.num_steps=24",
+    "structure.learn={task_steps: 4, trial_steps: 3, threshold: 0.6, probe_examples: 64, alignment_examples: 16, "
+    "tolerance: 0.5}",
+)  # fmt: skip
+
+pytestmark = pytest.mark.timeout(1500)
+
+
+def train(folder: Path, *more: str, num_ranks: int = 1) -> Finished:
+    return run_ranks(folder, ["--resume", "auto", *overrides(folder, *LEARN, *more)], num_ranks=num_ranks)[0]
+
+
+def killed(folder: Path, moment: str, count: int) -> None:
+    (ended,) = run_ranks(
+        folder, [moment, str(count), "0", "SIGKILL", *overrides(folder, *LEARN)], script=INTERRUPT, num_ranks=1
+    )
+    assert ended.code == -9, ended.output
+
+
+def phases(folder: Path) -> list[dict]:
+    lines = [line for line in metrics(folder / "run") if "structure" in line]
+    return [{key: value for key, value in line["structure"].items() if key != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    ended = train(folder)
+    assert ended.code == 0, ended.output
+    return folder
+
+
+def test_task_groups_are_merged_layer_by_layer(whole: Path) -> None:
+    """Phases at steps 4 and 11, each with a trial of three steps that is kept."""
+    lines = [line for line in metrics(whole / "run") if "structure" in line]
+    assert [line["step"] for line in lines] == [7, 14]
+    assert [[len(partition) for partition in line["structure"]["grouping"]] for line in lines] == [[1, 4], [1, 1]]
+    expert = 2 * 32 * 64 + 64 + 32
+    for line in lines:
+        record = line["structure"]
+        # Three experts fewer, and three columns fewer in the gate's table of four tasks.
+        assert record["parameters"]["before"] - record["parameters"]["after"] == 3 * expert + 3 * 4
+        assert [verdict["accepted"] for verdict in record["verdicts"]] == [True]
+        assert record["proposals"][0]["threshold"] == 0.6
+    assert lines[-1]["structure"]["next_phase_at"] is None
+    final = read_manifest(whole / "run" / "checkpoints" / "step_24")
+    assert [len(partition) for partition in final.grouping["layers"]] == [1, 1]
+
+
+def test_the_alignment_term_is_in_the_loss_until_learning_has_ended(whole: Path) -> None:
+    values = {line["step"]: line["auxiliary"]["alignment"] for line in metrics(whole / "run") if "loss" in line}
+    assert values[2] > 0
+    assert values[20] == 0
+
+
+def test_every_step_is_logged_once_although_trials_run_twice(whole: Path) -> None:
+    steps = [line["step"] for line in metrics(whole / "run") if "loss" in line]
+    assert steps == sorted(set(steps))
+    assert steps[:4] == [2, 4, 6, 7]
+
+
+def test_a_run_killed_at_any_stage_equals_an_uninterrupted_one(whole: Path, tmp_path: Path) -> None:
+    """Backward 6: in the arm without merges (steps 1-4 come first); then 5, from the checkpoint of step 4: in the arm
+    with merges. Then in the save that ends the first phase, when its folder lacks only the name.
+    """
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for moment, count in (("backward", 6), ("backward", 5), ("rename", 1)):
+        killed(tmp_path, moment, count)
+        assert folders.latest(checkpoints) == checkpoints / "step_4"
+        assert read_trainer_state(checkpoints / "step_4")["progress"]["structure"]["pending"] is not None
+    ended = train(tmp_path)
+    assert ended.code == 0, ended.output
+    assert phases(tmp_path) == phases(whole)
+    expected, found = (folder / "run" / "checkpoints" / "step_24" for folder in (whole, tmp_path))
+    for read in (read_weights, lambda path: read_moments(path, "exp_avg_sq")):
+        first, second = read(expected), read(found)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_rejected_merge_goes_back_and_is_banned(whole: Path, tmp_path: Path) -> None:
+    """A tolerance of 0 and steps that only hurt: the losses of the trial are above those before."""
+    ended = train(
+        tmp_path,
+        "optimizer.lr=0.3",
+        "schedule.warmup=0",
+        "structure.learn.tolerance=0",
+        "optimizer.gradient_clipping=0",
+    )
+    assert ended.code == 0, ended.output
+    records = phases(tmp_path)
+    assert any(not verdict["accepted"] for record in records for verdict in record["verdicts"])
+    assert records[-1]["bans"]
+
+
+def test_two_ranks_learn_the_same_tree_with_the_same_losses_as_one(tmp_path: Path) -> None:
+    """Without dropout, whose noise differs by rank: before, through and after both structural phases."""
+    calm = ("model.dropout=0", "model.attention_dropout=0")
+    folders_of = [tmp_path / f"{num_ranks}" for num_ranks in (1, 2)]
+    for num_ranks, folder in zip((1, 2), folders_of, strict=True):
+        ended = train(folder, *calm, num_ranks=num_ranks)
+        assert ended.code == 0, ended.output
+    one, two = map(phases, folders_of)
+    assert len(one) == 2
+    assert [record["grouping"] for record in two] == [record["grouping"] for record in one]
+    first, second = ([line for line in metrics(path / "run") if "loss" in line] for path in folders_of)
+    for alone, shared in zip(first, second, strict=True):
+        assert alone["step"] == shared["step"]
+        assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        assert shared["auxiliary"]["alignment"] == pytest.approx(alone["auxiliary"]["alignment"], rel=1e-4, abs=1e-5)
+
+
+def test_learn_groups_proposes_a_recipe_section_from_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = train(tmp_path, "structure.learn=null", "schedule.num_steps=4", "schedule.warmup=0")
+    assert ended.code == 0, ended.output
+    main = runpy.run_path(str(TOOL))["main"]
+    checkpoint, out = str(tmp_path / "run" / "checkpoints" / "step_4"), tmp_path / "groups"
+    assert main([checkpoint, "--examples", "64", "--out", str(out)]) == 0
+    grouping = yaml.safe_load((out / "structure.yaml").read_text())["structure"]["grouping"]
+    assert [sorted(name for own in layer for name in own) for layer in grouping] == [sorted(NAMES)] * 2
+    assert {"dendrogram.png", "tree.png", "similarities.json"} <= {path.name for path in out.iterdir()}
+    matrix = json.loads((out / "similarities.json").read_text())["layer_0"]
+    assert [matrix[task][task] for task in range(4)] == [1.0] * 4
+
+    capsys.readouterr()
+    assert main([checkpoint, "--examples", "64", "--tasks", *NAMES[:2]]) == 0
+    assert NAMES[2] not in capsys.readouterr().out
+    assert main([checkpoint, "--tasks", NAMES[0], "nothing"]) == 2
+    assert "these tasks cannot be compared" in capsys.readouterr().err

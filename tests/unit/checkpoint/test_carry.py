@@ -1,0 +1,140 @@
+"""A checkpoint into a model with merged task groups: what is carried, what is merged, on pieces of tensors.
+
+Three tasks, layers 1 and 3 routed, one expert of width 2 per task group. Tasks 0 and 2 are merged at layer 1, so that
+task 1's task group goes from index 1 to index 1 there, and from g1 to g2 at layer 3, where tree order is 0 2 1 now.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from distmoe.checkpoint import store
+from distmoe.checkpoint.carry import Carrier
+from distmoe.checkpoint.fragments import Fragment
+from distmoe.checkpoint.global_view import replicated
+from distmoe.checkpoint.manifest import Manifest, TensorRecord
+from distmoe.errors import CheckpointError
+from distmoe.structure.moment_merging import AdamMoments, sum_moments
+from distmoe.structure.plan import Merge, MergePlan
+from distmoe.tasks import TaskGrouping, TaskSet, TaskSpec
+
+TASKS = TaskSet(
+    tuple(TaskSpec(name=f"t{i}", kind="classification", metric="accuracy", labels=("x", "y")) for i in range(3))
+)
+BEFORE = TaskGrouping.one_per_task(3, 2)
+PLAN = MergePlan(0, BEFORE, (Merge(0, ((0,), (2,))),), (1, 5, 3))
+LEAVES = {"w_in": (1, 2, 3), "b_in": (1, 2), "w_out": (1, 3, 2), "b_out": (1, 3)}
+PARTS = ("fp32", "exp_avg", "exp_avg_sq")
+STEP, BETAS = 7, (0.9, 0.99)
+
+
+def shapes(grouping: TaskGrouping) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {"pooler.weight": (2, 2)}
+    for index, layer in enumerate((1, 3)):
+        groups = grouping.num_task_groups(index)
+        found[f"encoder.layers.{layer}.feed_forward.gate.logits_ME"] = (3, groups)
+        for group in range(groups):
+            prefix = f"encoder.layers.{layer}.feed_forward.pools.g{group}"
+            found |= {f"{prefix}.{leaf}": shape for leaf, shape in LEAVES.items()}
+    return found
+
+
+@pytest.fixture
+def old() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    values = {
+        f"{part}/{name}": torch.rand(shape, generator=generator)
+        for name, shape in shapes(BEFORE).items()
+        for part in PARTS
+    }
+    # Pools that started alike: the second differs a little from the first, so that alignment keeps the order of units.
+    for key in values:
+        if ".layers.1." in key and ".pools.g2." in key:
+            values[key] = values[key.replace(".g2.", ".g0.")] + 0.01 * values[key]
+    return values
+
+
+@pytest.fixture
+def folder(tmp_path: Path, old: dict[str, Tensor]) -> Path:
+    fragments = [
+        Fragment(key, replicated(key.partition("/")[2], tuple(value.shape)), 0, value.view(-1))
+        for key, value in old.items()
+    ]
+    manifest = Manifest(
+        step=STEP,
+        tasks=TASKS.to_json(),
+        grouping=BEFORE.to_json(),
+        optimizer={"adam_step": STEP},
+        tensors={name: TensorRecord("trainable", shape, "float32") for name, shape in shapes(BEFORE).items()},
+    )
+    return store.save(tmp_path, manifest=manifest, fragments=fragments, trainer_state={}, rank_state={})
+
+
+def carrier(names: tuple[str, ...], plan: MergePlan = PLAN) -> Carrier:
+    return Carrier(plan=plan, routed_layers=(1, 3), experts_per_task_group=1, betas=BETAS, names=names)
+
+
+def load(folder: Path, plan: MergePlan = PLAN) -> dict[str, Tensor]:
+    """Every tensor in two pieces, as two ranks of ZeRO would hold it."""
+    new = {f"{part}/{name}": torch.zeros(shape) for name, shape in shapes(plan.after).items() for part in PARTS}
+    fragments = []
+    for key, value in new.items():
+        view, flat = replicated(key.partition("/")[2], tuple(value.shape)), value.view(-1)
+        fragments += [Fragment(key, view, 0, flat[:1]), Fragment(key, view, 1, flat[1:])]
+    names = tuple(shapes(plan.after))
+    manifest = store.check(folder, tasks=TASKS)
+    for part in (fragments[::2], fragments[1::2]):
+        carrier(names, plan).load(folder, manifest=manifest, fragments=part)
+    return new
+
+
+def test_untouched_tensors_are_carried_bit_by_bit_also_under_another_index(folder: Path, old: dict) -> None:
+    new = load(folder)
+    for part in PARTS:
+        assert torch.equal(new[f"{part}/pooler.weight"], old[f"{part}/pooler.weight"])
+        for leaf in LEAVES:
+            pools = f"{part}/encoder.layers.%d.feed_forward.pools.g%d.{leaf}"
+            assert torch.equal(new[pools % (1, 1)], old[pools % (1, 1)])  # task 1
+            assert torch.equal(new[pools % (3, 1)], old[pools % (3, 2)])  # task 2
+            assert torch.equal(new[pools % (3, 2)], old[pools % (3, 1)])  # task 1
+
+
+def test_merged_pools_are_load_weighted_means_with_added_moments(folder: Path, old: dict) -> None:
+    """Loads 1 and 3: a quarter and three quarters."""
+    new = load(folder)
+    for leaf in LEAVES:
+        pools = f"%s/encoder.layers.1.feed_forward.pools.g%d.{leaf}"
+        first, second = ({part: old[pools % (part, group)] for part in PARTS} for group in (0, 2))
+        torch.testing.assert_close(new[pools % ("fp32", 0)], 0.25 * first["fp32"] + 0.75 * second["fp32"])
+        moments = sum_moments(
+            [AdamMoments(own["exp_avg"], own["exp_avg_sq"]) for own in (first, second)], step=STEP, betas=BETAS
+        )
+        assert torch.equal(new[pools % ("exp_avg", 0)], moments.mean)
+        assert torch.equal(new[pools % ("exp_avg_sq", 0)], moments.square)
+
+
+def test_gates_follow_their_experts(folder: Path, old: dict) -> None:
+    new, name = load(folder), "fp32/encoder.layers.%d.feed_forward.gate.logits_ME"
+    before, after = old[name % 1], new[name % 1]
+    assert after.shape == (3, 2)
+    assert (after[0, 0], after[1, 1], after[2, 0]) == (before[0, 0], before[1, 1], before[2, 2])
+    assert torch.equal(new[name % 3], old[name % 3][:, [0, 2, 1]])
+
+
+def test_without_merges_everything_is_as_it_was(folder: Path, old: dict) -> None:
+    new = load(folder, PLAN.keep(()))
+    assert all(torch.equal(new[key], old[key]) for key in old)
+
+
+def test_a_model_with_other_tensors_is_refused(folder: Path) -> None:
+    names = tuple(shapes(PLAN.after))
+    manifest = store.check(folder, tasks=TASKS)
+    with pytest.raises(CheckpointError, match=r"no source: extra[\s\S]*left over: none"):
+        carrier((*names, "extra")).load(folder, manifest=manifest, fragments=[])
+    with pytest.raises(CheckpointError, match=r"left over: pooler.weight"):
+        replace(carrier(names), names=names[1:]).load(folder, manifest=manifest, fragments=[])

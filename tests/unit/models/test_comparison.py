@@ -1,0 +1,37 @@
+"""Features of several task groups on the same sequences, against one forward pass per task."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from distmoe.models.comparison import Comparison, compared_features
+from distmoe.structure.features import token_means
+from tests.unit.models.samples import make_batch, make_model, model_config, moe_config
+
+
+def test_features_equal_those_of_one_pass_per_task() -> None:
+    """Three layers; the last two are routed, the first of them shared by all three tasks."""
+    moe = moe_config("token", layers=[1, 2]).model_copy(update={"experts_per_task_group": 2})
+    model = make_model(model_config(moe, num_layers=3), partitions=[[[0, 1, 2]], [[0, 2], [1]]])
+    batch = make_batch(lengths=(7, 3, 5, 1))
+    found = compared_features(model.encoder, Comparison(batch, layer=2, tasks=(0, 1)))
+    kept: list[torch.Tensor] = []
+    model.encoder.layers[2].register_forward_hook(lambda module, inputs, output: kept.append(output[0]))
+    for task in (0, 1):
+        model(replace(batch, task_ids_B=torch.full((4,), task)))
+    expected = torch.stack([token_means(states, batch.attention_mask_BS) for states in kept])
+    assert found.shape == (2, 4, 16)
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found[0], found[1])
+
+
+def test_task_groups_that_are_copies_have_equal_features() -> None:
+    moe = moe_config("token", layers="all").model_copy(update={"experts_per_task_group": 1})
+    model = make_model(model_config(moe), partition=[[0], [1], [2]])
+    pools = model.encoder.layers[0].feed_forward.pools
+    pools["g1"].load_state_dict(pools["g0"].state_dict())
+    features = model(make_batch(), [Comparison(make_batch(seed=1), layer=0, tasks=(0, 1, 2))]).features[0]
+    assert torch.equal(features[0], features[1])
+    assert not torch.equal(features[0], features[2])

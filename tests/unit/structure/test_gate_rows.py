@@ -1,0 +1,48 @@
+"""Tensors of a gate after a merge, by hand: task groups {0}, {1}, {2} with two experts each; 0 and 2 are merged.
+
+Old experts: 0 1 | 2 3 | 4 5. New task groups {0, 2}, {1}: experts made of (0 4) (1 5) | (2) (3).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from distmoe.structure.gate_rows import has_experts, regroup, regroup_moments
+from distmoe.structure.moment_merging import AdamMoments
+
+TABLE = ((0, 4), (1, 5), (2,), (3,))
+OWN_FIRST = (0, 2, 4)
+
+
+def test_a_name_tells_whether_a_tensor_has_a_row_per_expert() -> None:
+    names = ("gate.logits_ME", "gate.weight_MED", "gate.router.b_out_E", "gate.scale_DU", "gate.weight", "gate.bias_H")
+    assert [has_experts(name) for name in names] == [True, True, True, False, False, False]
+
+
+def test_rows_without_task_are_averaged() -> None:
+    weight_ED = torch.arange(6.0).unsqueeze(1).expand(6, 2)
+    found = regroup("gate.weight_ED", weight_ED, TABLE, OWN_FIRST, 2)
+    assert found[:, 0].tolist() == [2.0, 3.0, 2.0, 3.0]
+
+
+def test_a_task_keeps_the_scores_of_its_own_task_group() -> None:
+    """Row t holds 10 t + expert."""
+    logits_ME = 10 * torch.arange(3.0).unsqueeze(1) + torch.arange(6.0)
+    found = regroup("gate.logits_ME", logits_ME, TABLE, OWN_FIRST, 2)
+    assert found[0, :2].tolist() == [0.0, 1.0]
+    assert found[1, 2:].tolist() == [12.0, 13.0]
+    assert found[2, :2].tolist() == [24.0, 25.0]
+    with_width = regroup("gate.weight_MED", logits_ME.unsqueeze(2), TABLE, OWN_FIRST, 2)
+    assert torch.equal(with_width.squeeze(2), found)
+
+
+def test_moments_of_averaged_rows_are_added_and_those_of_a_task_are_carried() -> None:
+    """Constant gradients 1 and 2 at step 1, beta 0.5: the sum is 3, its square 9."""
+    gradient_E = torch.tensor([1.0, 0.0, 0.0, 0.0, 2.0, 0.0])
+    moments = AdamMoments(0.5 * gradient_E, 0.5 * gradient_E.square())
+    found = regroup_moments("gate.b_E", moments, TABLE, OWN_FIRST, 2, step=1, betas=(0.5, 0.5))
+    assert found.mean.tolist() == [1.5, 0.0, 0.0, 0.0]
+    assert found.square.tolist() == [4.5, 0.0, 0.0, 0.0]
+    rows_ME = AdamMoments(moments.mean.expand(3, 6), moments.square.expand(3, 6))
+    carried = regroup_moments("gate.logits_ME", rows_ME, TABLE, OWN_FIRST, 2, step=1, betas=(0.5, 0.5))
+    assert (carried.mean[0, 0], carried.mean[2, 0]) == (0.5, 1.0)
