@@ -17,10 +17,11 @@ from distmoe.training.contradictions import check_environment
 from distmoe.training.monitor import require_trackers
 from distmoe.training.report import draw_report
 from distmoe.training.run_folder import RESULT_FILE, RunFolder, open_run, write_json
-from distmoe.training.setup import Run, build_run
+from distmoe.training.setup import build_run
 from distmoe.training.stop_signal import StopSignal
 from distmoe.training.structural.phases import train_in_phases
 from distmoe.training.trainer import Ended
+from distmoe.training.workshop import Run
 
 _log = get_logger(__name__)
 

@@ -5,87 +5,36 @@ one rank, read by all. 3. Placement, checked against the table of supported comb
 from is checked. 5. Process groups, model, pretrained weights, engine. 6. The run folder is claimed, the checkpoint
 loaded. A user error in any of them is raised by all ranks (:mod:`distmoe.training.agreement`).
 
-What depends on the task grouping is built by a :class:`Workshop`, which a run with structural learning visits again
-whenever task groups have been merged.
+What depends on the task grouping is built by a :class:`~distmoe.training.workshop.Workshop`, which a run with
+structural learning visits again whenever task groups have been merged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import timedelta
-from pathlib import Path
-
-import torch.distributed as dist
-from torch import Tensor
+from dataclasses import replace
 
 from distmoe import seed
 from distmoe.checkpoint import store
-from distmoe.checkpoint.carry import Carrier
-from distmoe.checkpoint.import_hf import load_pretrained
-from distmoe.checkpoint.manifest import read_manifest
 from distmoe.checkpoint.run_files import write_run_files
-from distmoe.checkpoint.shares import parameter_shares_of
-from distmoe.data.loader import StepLoader
-from distmoe.data.sources.base import Split
-from distmoe.engine.engine import Engine
-from distmoe.engine.initialize import initialize
 from distmoe.errors import CheckpointError
 from distmoe.log import get_logger
-from distmoe.models.build import build_model
-from distmoe.models.multitask import MultiTaskEncoder
-from distmoe.moe.layer import RoutedFeedForward
-from distmoe.moe.statistics import RoutingStatistics
-from distmoe.nn.conditional.counts import ParameterShares
-from distmoe.parallel import process_groups
 from distmoe.parallel.env import RankEnv
 from distmoe.parallel.placement import Placement
-from distmoe.parallel.traffic import TrafficCounter
-from distmoe.structure.frontier import advance
-from distmoe.structure.plan import MergePlan
 from distmoe.training import summary
-from distmoe.training.agreement import Agreement, is_distributed
-from distmoe.training.checkpoints import Checkpoints
+from distmoe.training.agreement import Agreement
 from distmoe.training.config import RunConfig
 from distmoe.training.contradictions import check_learning
-from distmoe.training.evaluate import Evaluation, evaluate
-from distmoe.training.journal import Journal, Outlets
-from distmoe.training.monitor import build_monitor
-from distmoe.training.objective import Objective
+from distmoe.training.hosted import Hosted
 from distmoe.training.plan import Plan, make_plan
-from distmoe.training.progress import Progress
 from distmoe.training.run_data import RunData, encode
 from distmoe.training.run_folder import SUMMARY_FILE, RunFolder, claim, write_json
 from distmoe.training.selection import BestScore
 from distmoe.training.state import TrainerState
-from distmoe.training.structural.alignment import AlignmentTerm
 from distmoe.training.structural.probe import ProbeSet
 from distmoe.training.structural.state import StructureState
-from distmoe.training.trainer import Trainer
-from distmoe.training.uncertainty import Scorer, UncertaintyLoader
-from distmoe.training.window import LossWindow
+from distmoe.training.workshop import Run, Workshop, step_of
 
 _log = get_logger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run that is ready to train."""
-
-    trainer: Trainer
-    checkpoints: Checkpoints
-    journal: Journal
-    evaluate: Callable[[Split], Evaluation]
-    state: TrainerState
-    model: MultiTaskEncoder
-    placement: Placement
-    parameters: int
-    process_groups: process_groups.ProcessGroups
-
-    def dismantle(self) -> None:
-        """Frees engine and process groups, so that another run can be built in this process. Collective."""
-        self.trainer.engine.destroy()
-        self.process_groups.destroy()
 
 
 def build_run(
@@ -108,7 +57,7 @@ def build_run(
     hosted = workshop.host(plan, placement)
     seed.seed_all(config.run.seed, "train", env.rank)
 
-    agreement.from_rank_0(lambda: claim(folder, config, step=_step_of(folder), resume=resume))
+    agreement.from_rank_0(lambda: claim(folder, config, step=step_of(folder), resume=resume))
     if env.rank == 0:
         _announce(config, folder, plan, data, placement, hosted)
     state = TrainerState(best=BestScore(patience=config.run.early_stop), structure=structure)
@@ -144,220 +93,8 @@ def _structure(
     return StructureState.from_json(saved), probe
 
 
-@dataclass(frozen=True)
-class Workshop:
-    """Builds the part of a run that depends on the task grouping."""
-
-    config: RunConfig
-    folder: RunFolder
-    plan: Plan
-    data: RunData
-    probe: ProbeSet | None
-    agreement: Agreement
-    env: RankEnv
-
-    def rebuild(self, old: Run, *, merges: MergePlan, checkpoint: Path, outlets: Outlets, on_trial: bool) -> Run:
-        """The run with merged task groups, its state carried from a checkpoint before the merges. Collective.
-
-        Args:
-            old: Dismantled here.
-            merges: What to merge; nothing goes back to the checkpoint.
-            checkpoint: Of the grouping before.
-            outlets: Where lines go.
-            on_trial: See :class:`~distmoe.training.trainer.Trainer`.
-        """
-        moe, structure = self.config.model.moe, old.state.structure
-        assert moe is not None, "structural learning without routed layers"
-        assert structure is not None, "structural learning without a state"
-        old.dismantle()
-        plan = replace(self.plan, grouping=merges.after)
-        placement = self.agreement.run(lambda: plan.place(self.data.weights))
-        hosted = self.host(plan, placement)
-        state = TrainerState(best=BestScore(patience=self.config.run.early_stop), structure=structure)
-        learning = replace(structure, grouping=merges.after)
-        learning = replace(learning, frontiers=advance(merges.after, structure.frontiers, merges.merges))
-        state.structure = learning
-        run = self.assemble(plan, placement, hosted, state, outlets=outlets, on_trial=on_trial)
-        carrier = Carrier(
-            plan=merges,
-            routed_layers=plan.routed_layers,
-            experts_per_task_group=moe.experts_of_layer(1),
-            betas=(self.config.optimizer.betas[0], self.config.optimizer.betas[1]),
-            names=tuple(run.trainer.engine.tensor_records()),
-        )
-        run.checkpoints.load(checkpoint, carrier)
-        if merges.merges:
-            # Scores of another structure are no measure for this one, and its checkpoints cannot be loaded into it.
-            run.state.best = BestScore(patience=self.config.run.early_stop)
-        return run
-
-    def loads(self) -> tuple[int, ...]:
-        """Tokens of each task per million examples of the mixture: what its share of a merge is proportional to."""
-        lengths = [float(split.lengths_N.mean()) for split in self.data.encoded.train]
-        return tuple(
-            max(1, round(1_000_000 * weight * length))
-            for weight, length in zip(self.data.weights, lengths, strict=True)
-        )
-
-    def host(self, plan: Plan, placement: Placement) -> _Hosted:
-        """Model, process groups and engine."""
-        return _host_model(self.config, plan, placement, self.agreement)
-
-    def outlets(self) -> Outlets:
-        """Opens the run's sinks; once, after the folder is claimed."""
-        config, rank = self.config, self.env.rank
-        monitor = build_monitor(
-            self.folder.path, rank=rank, name=config.run.name, config=config.model_dump(),
-            tensorboard=config.run.tensorboard, wandb=config.run.wandb,
-        )  # fmt: skip
-        return Outlets(monitor, Progress(config.schedule.num_steps, start=_step_of(self.folder), rank=rank))
-
-    def assemble(
-        self,
-        plan: Plan,
-        placement: Placement,
-        hosted: _Hosted,
-        state: TrainerState,
-        *,
-        outlets: Outlets,
-        on_trial: bool = False,
-    ) -> Run:
-        """Everything around the engine."""
-        config, data, env, engine = self.config, self.data, self.env, hosted.engine
-        pin_memory = engine.device.type == "cuda"
-        loader = self.agreement.run(lambda: _build_loader(config, data, placement, engine, rank=env.rank))
-        eval_loader = data.eval_loader(placement, rank=env.rank, pin_memory=pin_memory)
-        alignment = self._alignment(plan, state, engine)
-        objective = Objective(
-            plan.tasks,
-            plan.grouping,
-            weights=None if config.model.moe is None else config.model.moe.losses,
-            world_size=env.world_size,
-            all_reduce=_all_reduce if is_distributed() else None,
-            device=engine.device,
-            alignment=alignment,
-        )
-        journal = _build_journal(
-            config, plan, hosted, auxiliary_names=objective.auxiliary_names, rank=env.rank, outlets=outlets
-        )
-        journal.accounts = loader.accounts
-        checkpoints = Checkpoints(
-            self.folder.checkpoints,
-            config=config,
-            engine=engine,
-            loader=loader,
-            journal=journal,
-            state=state,
-            tasks=plan.tasks,
-            grouping=plan.grouping,
-            rank=env.rank,
-        )
-
-        def evaluate_split(split: Split) -> Evaluation:
-            batches = eval_loader.batches(split)
-            return evaluate(engine, batches, split=split, tasks=plan.tasks, sizes=data.split_sizes(split))
-
-        trainer = Trainer(
-            engine=engine,
-            objective=objective,
-            tasks=plan.tasks,
-            loader=loader,
-            evaluate=evaluate_split,
-            journal=journal,
-            checkpoints=checkpoints,
-            run_config=config.run,
-            schedule=config.schedule,
-            state=state,
-            alignment=alignment,
-            on_trial=on_trial,
-        )
-        return Run(
-            trainer=trainer,
-            checkpoints=checkpoints,
-            journal=journal,
-            evaluate=evaluate_split,
-            state=state,
-            model=hosted.model,
-            placement=placement,
-            parameters=hosted.parameters.total,
-            process_groups=hosted.process_groups,
-        )
-
-    def _alignment(self, plan: Plan, state: TrainerState, engine: Engine) -> AlignmentTerm | None:
-        """The term of the frontiers in force; none where its weight is 0."""
-        learn, structure = self.config.structure.learn, state.structure
-        if learn is None or structure is None or self.probe is None or not learn.alignment:
-            return None
-        return AlignmentTerm(
-            structure.frontiers if structure.is_learning else (),
-            probe=self.probe,
-            model_layers=plan.routed_layers,
-            weight=learn.alignment,
-            num_examples=min(learn.alignment_examples, len(self.probe)),
-            device=engine.device,
-        )
-
-
-def _build_loader(config: RunConfig, data: RunData, placement: Placement, engine: Engine, *, rank: int) -> StepLoader:
-    pin_memory, sampling = engine.device.type == "cuda", config.data.sampling
-    if sampling.strategy != "uncertainty":
-        return data.train_loader(placement, rank=rank, pin_memory=pin_memory)
-    scorer = Scorer(
-        data.tasks,
-        regression_score=sampling.regression_score,
-        label_variances=[float(split.labels_N.var()) for split in data.encoded.train],
-        device=engine.device,
-    )
-    pools = data.pool_loader(placement, rank=rank, pin_memory=pin_memory)
-    return UncertaintyLoader(pools, engine=engine, scorer=scorer)
-
-
-@dataclass(frozen=True)
-class _Hosted:
-    """The model in its engine, and what could be seen of it before."""
-
-    engine: Engine
-    model: MultiTaskEncoder
-    process_groups: process_groups.ProcessGroups
-    parameters: summary.ParameterCount
-    shares: ParameterShares
-    traffic: tuple[TrafficCounter, ...]
-
-
-def _host_model(config: RunConfig, plan: Plan, placement: Placement, agreement: Agreement) -> _Hosted:
-    groups = process_groups.create(placement, timeout=timedelta(minutes=config.parallel.timeout_minutes))
-    model = agreement.run(lambda: _build_model(config, plan, groups))
-    top_k = 0 if config.model.moe is None else config.model.moe.top_k
-    parameters = summary.count_parameters(model, num_experts=plan.num_experts(config.model.moe), top_k=top_k)
-    traffic = tuple(module.traffic for module in model.modules() if isinstance(module, RoutedFeedForward))
-    engine = agreement.run(
-        lambda: initialize(
-            model, settings=plan.settings, optimizer=config.optimizer, process_groups=groups, placement=placement
-        )
-    )
-    shares = parameter_shares_of(engine.tensor_records())
-    return _Hosted(engine, model, groups, parameters, shares, traffic)
-
-
-def _build_model(config: RunConfig, plan: Plan, groups: process_groups.ProcessGroups) -> MultiTaskEncoder:
-    learning = config.structure.learn is not None
-    model = build_model(
-        config.model,
-        shape=plan.shape,
-        tasks=plan.tasks,
-        grouping=plan.grouping,
-        hosting=groups.hosting,
-        seed=config.run.seed,
-        alike=learning,
-    )
-    if config.model.pretrained is not None:
-        folder, seed_of_run = config.model.pretrained, config.run.seed
-        _log.info("%s", load_pretrained(model, folder, config=config.model, seed=seed_of_run, alike=learning))
-    return model
-
-
 def _announce(
-    config: RunConfig, folder: RunFolder, plan: Plan, data: RunData, placement: Placement, hosted: _Hosted
+    config: RunConfig, folder: RunFolder, plan: Plan, data: RunData, placement: Placement, hosted: Hosted
 ) -> None:
     """Writes what the report and an export need, and tells the person what is about to be trained. Rank 0 only."""
     write_run_files(folder.path, shape=plan.shape, tokenizer=plan.sources.tokenizer)
@@ -375,39 +112,3 @@ def _announce(
     write_json(folder.path / SUMMARY_FILE, facts.to_json())
     for line in facts.lines(config, device=hosted.engine.device.type):
         _log.info("%s", line)
-
-
-def _build_journal(
-    config: RunConfig, plan: Plan, hosted: _Hosted, *, auxiliary_names: tuple[str, ...], rank: int, outlets: Outlets
-) -> Journal:
-    moe, on = config.model.moe, hosted.engine.device
-    statistics = None
-    if moe is not None:
-        statistics = RoutingStatistics(
-            num_tasks=len(plan.tasks),
-            num_experts=plan.num_experts(moe),
-            top_k=moe.top_k,
-            num_task_groups=[plan.grouping.num_task_groups(layer) for layer in range(plan.grouping.num_layers)],
-            device=on,
-        )
-    return Journal(
-        tasks=plan.tasks,
-        routed_layers=plan.routed_layers,
-        window=LossWindow(len(plan.tasks), auxiliary_names, num_counters=len(hosted.traffic), device=on),
-        statistics=statistics,
-        all_reduce=_all_reduce if is_distributed() else None,
-        monitor=outlets.monitor,
-        progress=outlets.progress,
-        lr=config.optimizer.lr,
-        rank=rank,
-        traffic=hosted.traffic,
-    )
-
-
-def _step_of(folder: RunFolder) -> int:
-    return 0 if folder.resume_from is None else read_manifest(folder.resume_from).step
-
-
-def _all_reduce(values: Tensor) -> Tensor:
-    dist.all_reduce(values)
-    return values

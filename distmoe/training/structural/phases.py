@@ -34,8 +34,8 @@ from distmoe.training.structural.state import StructureState
 from distmoe.training.structural.trial import Losses, Verdict, judge
 
 if TYPE_CHECKING:
-    from distmoe.training.setup import Run, Workshop
     from distmoe.training.trainer import Ended
+    from distmoe.training.workshop import Run, Workshop
 
 
 def train_in_phases(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[Run, Ended]:

@@ -1,0 +1,74 @@
+"""The model of a run inside its engine: the part of setting up that meets DeepSpeed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from distmoe.checkpoint.import_hf import load_pretrained
+from distmoe.checkpoint.shares import parameter_shares_of
+from distmoe.engine.engine import Engine
+from distmoe.engine.initialize import initialize
+from distmoe.log import get_logger
+from distmoe.models.build import build_model
+from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.moe.layer import RoutedFeedForward
+from distmoe.nn.conditional.counts import ParameterShares
+from distmoe.parallel import process_groups
+from distmoe.parallel.placement import Placement
+from distmoe.parallel.traffic import TrafficCounter
+from distmoe.training import summary
+from distmoe.training.agreement import Agreement
+from distmoe.training.config import RunConfig
+from distmoe.training.plan import Plan
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """The model in its engine, and what could be seen of it before."""
+
+    engine: Engine
+    model: MultiTaskEncoder
+    process_groups: process_groups.ProcessGroups
+    parameters: summary.ParameterCount
+    shares: ParameterShares
+    traffic: tuple[TrafficCounter, ...]
+
+
+def host_model(config: RunConfig, plan: Plan, placement: Placement, agreement: Agreement) -> Hosted:
+    """Makes process groups, model and engine for a placement. Collective.
+
+    Raises:
+        DistmoeError: The same on all ranks, if the model cannot be built, loaded or hosted.
+    """
+    groups = process_groups.create(placement, timeout=timedelta(minutes=config.parallel.timeout_minutes))
+    model = agreement.run(lambda: _build_model(config, plan, groups))
+    top_k = 0 if config.model.moe is None else config.model.moe.top_k
+    parameters = summary.count_parameters(model, num_experts=plan.num_experts(config.model.moe), top_k=top_k)
+    traffic = tuple(module.traffic for module in model.modules() if isinstance(module, RoutedFeedForward))
+    engine = agreement.run(
+        lambda: initialize(
+            model, settings=plan.settings, optimizer=config.optimizer, process_groups=groups, placement=placement
+        )
+    )
+    shares = parameter_shares_of(engine.tensor_records())
+    return Hosted(engine, model, groups, parameters, shares, traffic)
+
+
+def _build_model(config: RunConfig, plan: Plan, groups: process_groups.ProcessGroups) -> MultiTaskEncoder:
+    learning = config.structure.learn is not None
+    model = build_model(
+        config.model,
+        shape=plan.shape,
+        tasks=plan.tasks,
+        grouping=plan.grouping,
+        hosting=groups.hosting,
+        seed=config.run.seed,
+        alike=learning,
+    )
+    if config.model.pretrained is not None:
+        folder, seed_of_run = config.model.pretrained, config.run.seed
+        _log.info("%s", load_pretrained(model, folder, config=config.model, seed=seed_of_run, alike=learning))
+    return model
