@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.metadata
 
 import pytest
+from packaging.requirements import Requirement
 
 from distmoe.engine import compatibility
 from distmoe.errors import ConfigError
@@ -15,7 +16,9 @@ def test_the_installed_deepspeed_has_every_private_name() -> None:
 
 def test_the_pin_is_the_one_of_the_project() -> None:
     requirements = importlib.metadata.requires("distmoe") if _installed() else _from_pyproject()
-    assert any(line.startswith(compatibility.PIN) for line in requirements or [])
+    pinned = Requirement(compatibility.PIN)
+    found = [parsed for line in requirements or [] if (parsed := Requirement(line.split("#")[0])).name == pinned.name]
+    assert [parsed.specifier for parsed in found] == [pinned.specifier]
 
 
 @pytest.mark.parametrize("version", ["0.19.7", "0.20.0", "1.0"])

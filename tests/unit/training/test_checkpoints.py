@@ -39,7 +39,7 @@ def _load(monkeypatch: pytest.MonkeyPatch, loaded: LoadedState, *, rank: int = 0
     Checkpoints(
         Path("checkpoints"),
         config=RunConfig(),
-        engine=SimpleNamespace(load_state=lambda folder, *, manifest: loaded),  # type: ignore[arg-type]
+        engine=SimpleNamespace(load_state=lambda folder, *, manifest, load: loaded),  # type: ignore[arg-type]
         loader=loader,  # type: ignore[arg-type]
         journal=journal,  # type: ignore[arg-type]
         state=state,
