@@ -32,8 +32,7 @@ def test_rank_0_appends_lines_and_other_ranks_write_nothing(tmp_path: Path) -> N
     assert read(tmp_path / "metrics.jsonl") == [{"step": 0, "loss": 0.1}] * 2
 
 
-def test_tensorboard_gets_scalars_when_installed(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
+def test_tensorboard_gets_scalars(tmp_path: Path) -> None:
     monitor = build_monitor(tmp_path, rank=0, name="r", config={}, tensorboard=True, wandb=False)
     monitor.write({"step": 1, "loss": 0.1})
     monitor.close()
