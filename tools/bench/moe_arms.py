@@ -1,4 +1,4 @@
-"""The implementations that ``moe_layer.py`` compares, all with the same weights and the same router.
+"""What ``moe_layer.py`` measures: shapes, weights, the dense floor and distmoe's layer; others are in ``moe_peers.py``.
 
 An *arm* is a function of token states that gives outputs, and the parameters whose gradients it fills. Experts are
 SwiGLU; the router is softmax, top-k, renormalised (Mixtral's), and decides identically everywhere.
@@ -8,10 +8,8 @@ Shape letters: T tokens, D model width, F expert width, E experts, K experts per
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -69,10 +67,6 @@ class Arm:
     rows: bool = False
 
 
-class NotRunnableError(Exception):
-    """Why an arm is left out."""
-
-
 def dense_floor(shape: Shape, weights: Weights) -> Arm:
     """One dense SwiGLU on T K rows: the same FLOPs without any routing."""
     w_in, w_out = nn.Parameter(weights.w_in[0].clone()), nn.Parameter(weights.w_out[0].clone())
@@ -105,112 +99,12 @@ def distmoe(shape: Shape, weights: Weights, kernel: Kernel) -> Arm:
         hosting=LayerHosting((0,), 0, 1, None),
         activation_checkpointing=False,
     ).to(weights.w_in.device, weights.w_in.dtype)
-    _copy(layer.get_parameter("gate.weight_ED"), weights.router_ED)
-    _copy(layer.get_parameter("pools.g0.w_in"), weights.w_in)
-    _copy(layer.get_parameter("pools.g0.w_out"), weights.w_out)
+    copy_weights(layer.get_parameter("gate.weight_ED"), weights.router_ED)
+    copy_weights(layer.get_parameter("pools.g0.w_in"), weights.w_in)
+    copy_weights(layer.get_parameter("pools.g0.w_out"), weights.w_out)
     zeros = torch.zeros(shape.tokens, dtype=torch.int64, device=weights.w_in.device)
     context = TokenContext(zeros, zeros, 1)
     return Arm(f"distmoe {kernel}", lambda x: layer(x, context)[0], list(layer.parameters()))
-
-
-def transformers_mixtral(shape: Shape, weights: Weights, implementation: str) -> Arm:
-    """The sparse block of transformers' Mixtral."""
-    from transformers import MixtralConfig
-    from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
-
-    config = MixtralConfig(
-        hidden_size=shape.width,
-        intermediate_size=shape.expert_width,
-        num_local_experts=shape.experts,
-        num_experts_per_tok=shape.top_k,
-        router_jitter_noise=0.0,
-    )
-    config._experts_implementation = implementation
-    block = MixtralSparseMoeBlock(config).to(weights.w_in.device, weights.w_in.dtype)
-    _copy(block.gate.weight, weights.router_ED)
-    _copy(block.experts.gate_up_proj, weights.w_in)
-    _copy(block.experts.down_proj, weights.w_out)
-    return Arm(f"transformers {implementation}", lambda x: block(x[None])[0], list(block.parameters()))
-
-
-class _SwiGLU(nn.Module):
-    def __init__(self, w_in: Tensor, w_out: Tensor) -> None:
-        super().__init__()
-        self.w_in, self.w_out = nn.Parameter(w_in.clone()), nn.Parameter(w_out.clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = F.linear(x, self.w_in).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, self.w_out)
-
-
-def deepspeed_moe(shape: Shape, weights: Weights, capacity_factor: float | None) -> Arm:
-    """DeepSpeed's own MoE layer on one rank; ``capacity_factor`` None: ``drop_tokens=False``."""
-    if find_spec("deepspeed") is None:
-        raise NotRunnableError("deepspeed is not installed")
-    from deepspeed.moe.experts import Experts
-    from deepspeed.moe.sharded_moe import MOELayer, TopKGate
-
-    gate = TopKGate(
-        shape.width,
-        shape.experts,
-        k=shape.top_k,
-        capacity_factor=capacity_factor or 1.0,
-        min_capacity=4,
-        drop_tokens=capacity_factor is not None,
-        use_rts=False,
-        top2_2nd_expert_sampling=False,
-    )
-    experts = Experts(nn.Identity(), shape.experts)
-    experts.deepspeed_experts = nn.ModuleList(
-        _SwiGLU(w_in, w_out) for w_in, w_out in zip(weights.w_in, weights.w_out, strict=True)
-    )
-    layer = MOELayer(gate, experts, "bench", 1, shape.experts).to(weights.w_in.device, weights.w_in.dtype)
-    _copy(gate.wg.weight, weights.router_ED)
-    name = "DeepSpeed MoE dropless" if capacity_factor is None else f"DeepSpeed MoE cf {capacity_factor}"
-    return Arm(name, lambda x: layer(x, None), list(layer.parameters()), exact=capacity_factor is None)
-
-
-def deepspeed_autoep(shape: Shape, weights: Weights) -> Arm:
-    """DeepSpeed AutoEP replaces layers of known Hugging Face models."""
-    if find_spec("deepspeed") is None:
-        raise NotRunnableError("deepspeed is not installed")
-    raise NotRunnableError("its presets for Hugging Face models stop with a TypeError (0.19.8 with transformers 5.23)")
-
-
-def megatron_core(shape: Shape, weights: Weights) -> Arm:
-    """megatron-core's MoELayer."""
-    if find_spec("megatron") is None:
-        raise NotRunnableError("megatron-core is not installed")
-    if not torch.cuda.is_available():
-        raise NotRunnableError("megatron-core's MoELayer asks for CUDA streams")
-    raise NotRunnableError("no adapter for this version of megatron-core")
-
-
-def all_arms(shape: Shape, weights: Weights) -> tuple[list[Arm], dict[str, str]]:
-    """Every arm that runs here, the dense floor first, and why the others do not."""
-    builders: dict[str, Callable[[], Arm]] = {
-        "dense floor": lambda: dense_floor(shape, weights),
-        "distmoe grouped_mm": lambda: distmoe(shape, weights, "grouped_mm"),
-        "distmoe loop": lambda: distmoe(shape, weights, "loop"),
-        "distmoe auto": lambda: distmoe(shape, weights, "auto"),
-        "transformers grouped_mm": lambda: transformers_mixtral(shape, weights, "grouped_mm"),
-        "transformers eager": lambda: transformers_mixtral(shape, weights, "eager"),
-        "DeepSpeed MoE dropless": lambda: deepspeed_moe(shape, weights, None),
-        "DeepSpeed MoE cf 1.25": lambda: deepspeed_moe(shape, weights, 1.25),
-        "DeepSpeed AutoEP": lambda: deepspeed_autoep(shape, weights),
-        "megatron-core": lambda: megatron_core(shape, weights),
-    }
-    arms, left_out = [], {}
-    for name, builder in builders.items():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                arms.append(builder())
-        except NotRunnableError as reason:
-            left_out[name] = str(reason)
-        except Exception as failure:  # a peer of another version must not end the benchmark
-            left_out[name] = f"{type(failure).__name__}: {failure}"
-    return arms, left_out
 
 
 def make_weights(shape: Shape, dtype: torch.dtype, device: torch.device) -> Weights:
@@ -255,6 +149,7 @@ def _skew(router_ED: Tensor, shape: Shape) -> None:
         low, high = (middle, high) if load_skew(router_ED, shape) < shape.skew else (low, middle)
 
 
-def _copy(parameter: Tensor, values: Tensor) -> None:
+def copy_weights(parameter: Tensor, values: Tensor) -> None:
+    """Overwrites a parameter."""
     with torch.no_grad():
         parameter.copy_(values)

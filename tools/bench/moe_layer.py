@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from moe_arms import Arm, Shape, all_arms, load_skew, make_tokens, make_weights
+from moe_arms import Arm, Shape, load_skew, make_tokens, make_weights
+from moe_peers import all_arms
 from torch import Tensor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
