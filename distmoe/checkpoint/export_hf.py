@@ -16,6 +16,7 @@ from torch import Tensor
 
 import distmoe
 from distmoe.checkpoint.consolidate import read_weights
+from distmoe.checkpoint.export_conditional import exported_conditional
 from distmoe.checkpoint.export_folder import VERSION_KEY, check_target, new_export
 from distmoe.checkpoint.export_gates import exported_gate
 from distmoe.checkpoint.hf_folder import write_model
@@ -137,8 +138,8 @@ def write_export(
         CheckpointError: If ``out`` holds something that is not an export, or the tokenizer cannot be loaded.
     """
     check_exportable(config)
-    tensors, routed_entries = exported_tensors(model, config=config, grouping=grouping)
-    values = exported_config(model, config=config, tasks=tasks, routed_entries=routed_entries)
+    tensors, routed_entries, conditional = exported_tensors(model, config=config, grouping=grouping)
+    values = exported_config(model, config=config, tasks=tasks, routed_entries=routed_entries, conditional=conditional)
     card = model_card(
         title=title,
         shape=model.shape,
@@ -167,9 +168,16 @@ def write_code(folder: Path) -> None:
 
 def exported_tensors(
     model: MultiTaskEncoder, *, config: ModelConfig, grouping: TaskGrouping
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Returns all tensors under their exported names, and the configuration entries of the routed layers."""
+) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any] | None]:
+    """Returns all tensors under their exported names, and the entries of routed layers and of conditional modules."""
     tensors: dict[str, Tensor] = {name: value for name, value in model.named_parameters() if not _is_routed(name)}
+    conditional = None
+    if config.conditional is not None:
+        tables = exported_conditional(model.encoder, config.conditional)
+        conditional = tables.entry
+        for name in tables.replaced:
+            del tensors[f"encoder.{name}"]
+        tensors |= {f"encoder.{name}": value for name, value in tables.tensors.items()}
     entries: list[dict[str, Any]] = []
     for index, layer in enumerate(model.encoder.layers):
         routed = layer.feed_forward
@@ -193,11 +201,17 @@ def exported_tensors(
                 }
             )
     named = {name if name.startswith("heads.") else f"distmoe.{name}": value for name, value in tensors.items()}
-    return {name: value.detach().float().contiguous().clone() for name, value in named.items()}, entries
+    tensors = {name: value.detach().float().contiguous().clone() for name, value in named.items()}
+    return tensors, entries, conditional
 
 
 def exported_config(
-    model: MultiTaskEncoder, *, config: ModelConfig, tasks: TaskSet, routed_entries: list[dict[str, Any]]
+    model: MultiTaskEncoder,
+    *,
+    config: ModelConfig,
+    tasks: TaskSet,
+    routed_entries: list[dict[str, Any]],
+    conditional: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Returns the values of config.json."""
     shape = model.shape
@@ -228,6 +242,7 @@ def exported_config(
         "attention_probs_dropout_prob": config.attention_dropout,
         "tasks": [row | {"num_outputs": spec.num_outputs} for row, spec in zip(tasks.to_json(), tasks, strict=True)],
         "routed_layers": routed_entries,
+        "conditional": conditional,
         VERSION_KEY: distmoe.__version__,
     }
 
@@ -267,12 +282,12 @@ def check_exportable(config: ModelConfig) -> None:
     """Refuses what the exported modelling code cannot compute.
 
     Raises:
-        CheckpointError: If the model has conditional modules.
+        CheckpointError: If examples are conditioned on random tasks.
     """
-    if config.conditional is not None:
+    if config.conditional is not None and config.conditional.condition_on == "random_task":
         raise CheckpointError(
-            "the exported modelling code has no conditional modules, so the export would compute something else",
-            got="a checkpoint with model.conditional",
-            expected="model.conditional=null",
-            remedy="use the checkpoint with distmoe itself",
+            "an export does not know the numbers of training examples, from which this model draws their tasks",
+            got="a checkpoint with model.conditional.condition_on=random_task",
+            expected="condition_on=task",
+            remedy="export a model that is no control",
         )

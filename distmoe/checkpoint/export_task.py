@@ -130,7 +130,13 @@ def write_task_export(
 def _self_contained(
     network: SubNetwork, model: MultiTaskEncoder, config: ModelConfig, spec: TaskSpec
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    values = exported_config(model, config=config, tasks=TaskSet((spec,)), routed_entries=network.routed_layers)
+    values = exported_config(
+        model,
+        config=config,
+        tasks=TaskSet((spec,)),
+        routed_entries=network.routed_layers,
+        conditional=network.conditional,
+    )
     values["intermediate_size"] = network.width or model.shape.intermediate_size
     named = {
         name if name.startswith("heads.") else f"distmoe.{name}": value.contiguous()

@@ -1,6 +1,7 @@
 """One task's sub-network of a trained model: a stock transformers model where that can be, else the smallest export.
 
-1. Routed layers whose gate reads the task alone become dense (:mod:`distmoe.checkpoint.folding`).
+1. Routed layers whose gate reads the task alone become dense (:mod:`distmoe.checkpoint.folding`). Conditional scales
+   and shifts become a part of the LayerNorm before them (:mod:`distmoe.checkpoint.export_conditional`).
 2. If every layer is then dense and of one width, post-LN, and the heads read the first token, the whole is a BERT or a
    RoBERTa: written as ``BertForSequenceClassification`` or ``RobertaForSequenceClassification``, without any code.
 3. Otherwise the self-contained code of ``checkpoint/hf`` is written with it. A layer that was folded to another width
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distmoe.checkpoint.export_conditional import fold_task, is_table
+from distmoe.checkpoint.export_conditional import reasons as conditional_reasons
 from distmoe.checkpoint.export_hf import exported_tensors
 from distmoe.checkpoint.folding import folded
 from distmoe.checkpoint.upcycle import PARTS
@@ -25,6 +28,7 @@ from distmoe.models.config import ModelConfig
 from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.models.shape import EncoderShape
 from distmoe.moe.layer import RoutedFeedForward
+from distmoe.nn.conditional.module import conditional_parameters
 from distmoe.tasks import TaskGrouping, TaskSet
 
 
@@ -36,6 +40,7 @@ class SubNetwork:
         task_id: The task.
         tensors: Under distmoe's names, as if the model had this task alone.
         routed_layers: Configuration entries of the layers that are still routed, as in an export.
+        conditional: Configuration entry of the conditional modules that are left, as in an export; None: none.
         reasons: Why it is not a stock class; empty: it is one.
         counts: Part of the model -> parameters in the whole model, parameters kept.
     """
@@ -43,6 +48,7 @@ class SubNetwork:
     task_id: int
     tensors: dict[str, Tensor]
     routed_layers: list[dict[str, Any]]
+    conditional: dict[str, Any] | None
     reasons: tuple[str, ...]
     counts: dict[str, tuple[int, int]]
 
@@ -73,8 +79,12 @@ def cut_task(
         task_id: The task.
     """
     spec = tasks[task_id]
-    whole, entries = exported_tensors(model, config=config, grouping=grouping)
+    whole, entries, conditional = exported_tensors(model, config=config, grouping=grouping)
     tensors = {name.removeprefix("distmoe."): value for name, value in whole.items()}
+    if conditional is not None:
+        conditional, tensors = fold_task(
+            conditional, tensors, task_id=task_id, layer_norm_eps=model.shape.layer_norm_eps
+        )
     tensors["heads.weight"] = model.heads.weight[task_id : task_id + 1, : spec.num_outputs].detach().clone()
     tensors["heads.bias"] = model.heads.bias[task_id : task_id + 1, : spec.num_outputs].detach().clone()
     kept: list[dict[str, Any]] = []
@@ -90,7 +100,8 @@ def cut_task(
         tensors |= {prefix + name: value for name, value in new.items()}
         kept += [rest] if rest else []
     kept, tensors = _without_equal_widths(kept, tensors, model.shape)
-    return SubNetwork(task_id, tensors, kept, _reasons(config, model.shape, kept), _counts(model, tensors))
+    reasons = (*_reasons(config, model.shape, kept), *conditional_reasons(conditional))
+    return SubNetwork(task_id, tensors, kept, conditional, reasons, _counts(model, tensors))
 
 
 def _folded_layer(
@@ -190,14 +201,19 @@ def _counts(model: MultiTaskEncoder, tensors: Mapping[str, Tensor]) -> dict[str,
         if isinstance(layer.feed_forward, RoutedFeedForward)
     )
 
+    added = conditional_parameters(model)
+
     def part(name: str) -> str:
         if ".feed_forward.gate." in name:
             return "gates"
         if name.startswith(routed):
             return "routed feed-forward"
+        if name in added or is_table(name) or ".bottleneck." in name or ".chain." in name:
+            return "conditional modules"
         return "heads" if name.startswith("heads.") else "shared by all tasks"
 
-    counts = {key: [0, 0] for key in ("shared by all tasks", "routed feed-forward", "gates", "heads")}
+    parts = ("shared by all tasks", "routed feed-forward", "gates", "heads")
+    counts = {key: [0, 0] for key in (*parts, *(("conditional modules",) if added else ()))}
     for name, parameter in model.named_parameters():
         counts[part(name)][0] += parameter.numel()
     for name, value in tensors.items():

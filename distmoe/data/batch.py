@@ -1,10 +1,11 @@
 """The value that travels from the loader to the model: one padded mini-batch of mixed tasks.
 
-Shape letters: B sequences, S positions, T real (non-padding) tokens.
+Shape letters: B sequences, S positions, T real (non-padding) tokens, D model width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -30,6 +31,8 @@ class TaskBatch:
         example_mask_B: False for placeholder rows.
         token_index_T: Flat positions ``b * S + s`` of the real tokens of real examples, ascending, int64. Built on
             the host, so that removing padding costs no device synchronisation.
+        trunk_BSD: States behind the encoder's frozen trunk, where they are known: the encoder then starts there. Zero
+            or anything finite at padding.
     """
 
     input_ids_BS: Tensor
@@ -41,9 +44,18 @@ class TaskBatch:
     example_ids_B: Tensor
     example_mask_B: Tensor
     token_index_T: Tensor
+    trunk_BSD: Tensor | None = None
 
     def to(self, device: torch.device | str) -> TaskBatch:
-        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> TaskBatch:
+        """Returns the batch in page-locked memory, for copies to a GPU that overlap with compute."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> TaskBatch:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: function(value) for name, value in values.items() if value is not None})
 
     @property
     def num_examples(self) -> int:

@@ -95,6 +95,12 @@ class SamplingConfig(Section):
         description="Only uncertainty: choose from the candidates of all ranks that host the same tasks, or each "
         "rank from its own part of them (the published code).",
     )
+    trunk_cache: int = Field(
+        1024,
+        ge=0,
+        description="Only uncertainty: MiB of host memory per rank for what frozen, unconditioned layers give on "
+        "examples that a run scores more than once; 0: none.",
+    )
     bucket_window: int = Field(
         16,
         gt=0,

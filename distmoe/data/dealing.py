@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -91,12 +90,7 @@ class Dealer:
         return self._pinned(placeholder(task_id=self._placeholder_task, pad_token_id=self._pad_token_id))
 
     def _pinned(self, batch: TaskBatch) -> TaskBatch:
-        return pin(batch) if self._pin_memory else batch
-
-
-def pin(batch: TaskBatch) -> TaskBatch:
-    """Returns the batch in page-locked memory."""
-    return replace(batch, **{field.name: getattr(batch, field.name).pin_memory() for field in fields(batch)})
+        return batch.pinned() if self._pin_memory else batch
 
 
 def micro_batches(config: DataConfig, num_ranks: int) -> tuple[int, int]:

@@ -10,7 +10,6 @@ import numpy.typing as npt
 from distmoe.data.batch import TaskBatch
 from distmoe.data.collate import collate, placeholder
 from distmoe.data.config import DataConfig
-from distmoe.data.dealing import pin
 from distmoe.data.encoded import EncodedTasks, ExampleStore
 from distmoe.data.sources.base import Split
 from distmoe.parallel.placement import Placement
@@ -70,7 +69,7 @@ class EvalLoader:
                 batch = collate(store, chunks[place], ones, pad_token_id=pad_token_id)
             else:
                 batch = placeholder(task_id=self._placeholder_task, pad_token_id=pad_token_id)
-            yield pin(batch) if self._pin_memory else batch
+            yield batch.pinned() if self._pin_memory else batch
 
     def _store(self, split: Split) -> ExampleStore:
         if split not in self._stores:

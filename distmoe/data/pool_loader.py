@@ -17,7 +17,7 @@ from distmoe.data.accounts import SampleAccounts
 from distmoe.data.batch import TaskBatch
 from distmoe.data.config import DataConfig
 from distmoe.data.dealing import Dealer
-from distmoe.data.encoded import EncodedTasks
+from distmoe.data.encoded import EncodedTasks, ExampleStore
 from distmoe.data.sampling.order import ExampleOrder
 from distmoe.data.sampling.uncertainty import adjust_scores, choose, take_distinct
 from distmoe.errors import CheckpointError, ConfigError
@@ -78,7 +78,7 @@ class PoolLoader:
         check_uncertainty(config, tasks)
         self._dealer = Dealer(encoded, config=config, placement=placement, rank=rank, pin_memory=pin_memory)
         self.accumulation_steps = self._dealer.accumulation_steps
-        self._sampling, self._scoring_batch = config.sampling, config.eval_batch_size
+        self._sampling, self.scoring_batch_size = config.sampling, config.eval_batch_size
         self._hosts = placement.host_classes
         self._sizes, self._seed = list(encoded.train_sizes), seed
         self._orders = [ExampleOrder(size, seed=seed, task_id=task) for task, size in enumerate(self._sizes)]
@@ -94,10 +94,27 @@ class PoolLoader:
         return self._dealer.accounts
 
     @property
+    def store(self) -> ExampleStore:
+        """All training examples."""
+        return self._dealer.store
+
+    def scoring_batch(self, rows: Ids) -> TaskBatch:
+        """Returns training examples by their rows of the store; their losses weigh nothing."""
+        return self._dealer.batch(rows, np.zeros(len(rows), np.float32))
+
+    def recurring_rows(self, num_steps: int) -> Ids:
+        """Rows of the tasks whose examples this rank scores twice or more in a run, those scored most often first."""
+        host = self._hosts[self._dealer.class_index]
+        passes = {task: num_steps * self._candidates[task] / self._sizes[task] / len(host.ranks) for task in host.tasks}
+        often = sorted((task for task in host.tasks if passes[task] >= 2), key=lambda task: -passes[task])
+        first = self.store.first_row_of_task
+        return np.concatenate([np.arange(first[task], first[task + 1]) for task in often] or [np.zeros(0, np.int64)])
+
+    @property
     def num_scoring_batches(self) -> int:
         """Forward passes that every rank makes to score a pool: what the busiest rank needs."""
         per_rank = [-(-sum(self._candidates[task] for task in host.tasks) // len(host.ranks)) for host in self._hosts]
-        return -(-max(per_rank) // self._scoring_batch)
+        return -(-max(per_rank) // self.scoring_batch_size)
 
     def draw(self) -> Pool:
         """Draws the next candidates of every task."""
@@ -127,8 +144,8 @@ class PoolLoader:
         own, rows = own[by_length], rows[by_length]
         batches = []
         for number in range(self.num_scoring_batches):
-            part = rows[number * self._scoring_batch : (number + 1) * self._scoring_batch]
-            batches.append(dealer.batch(part, np.zeros(len(part), np.float32)) if len(part) else dealer.placeholder())
+            part = rows[number * self.scoring_batch_size : (number + 1) * self.scoring_batch_size]
+            batches.append(self.scoring_batch(part) if len(part) else dealer.placeholder())
         return own, batches
 
     def chosen(self, pool: Pool, scores_N: npt.NDArray[np.float64]) -> list[TaskBatch]:
@@ -176,7 +193,8 @@ class PoolLoader:
         self.accounts.load_state_dict(state["accounts"])
 
     def _settings(self) -> dict[str, Any]:
-        return {"sizes": self._sizes, "seed": self._seed, **self._sampling.model_dump()}
+        # The cache decides where scores are computed, not what is scored.
+        return {"sizes": self._sizes, "seed": self._seed, **self._sampling.model_dump(exclude={"trunk_cache"})}
 
     def _electorates(self, pool: Pool, index: int) -> list[Ids]:
         """The parts of a class's candidates from which is chosen separately, in the order of its ranks."""

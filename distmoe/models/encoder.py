@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distmoe.data.batch import TaskBatch
 from distmoe.models.layer import EncoderLayer
+from distmoe.moe.layer import RoutedFeedForward
 from distmoe.moe.routing import Routing, TokenContext
 from distmoe.nn.conditional.alignment import ConditionalAlignment
 from distmoe.nn.conditional.build import ConditionalParts
@@ -47,12 +48,14 @@ class Encoder(nn.Module):
 
     def forward(self, batch: TaskBatch, context: TokenContext) -> tuple[Tensor, tuple[Routing, ...]]:
         """Returns hidden states ``[B, S, D]`` (meaningless at padding) and one routing per routed layer."""
-        conditioning = None if self.conditioner is None else self.conditioner(batch.task_ids_B)
-        x_BSD = self._embed(batch, conditioning)
+        known_BSD = batch.trunk_BSD
+        first = 0 if known_BSD is None else self.trunk_depth
+        conditioning = None if self.conditioner is None else self.conditioner(batch.task_ids_B, batch.example_ids_B)
+        x_BSD = self._embed(batch, conditioning) if known_BSD is None else known_BSD
         mask_B11S = batch.attention_mask_BS[:, None, None, :]
         routings: list[Routing] = []
         states_BSD: list[Tensor] = []
-        for layer in self.layers:
+        for layer in self.layers[first:]:
             x_BSD, routing = layer(x_BSD, mask_B11S, batch.token_index_T, context, conditioning)
             if routing is not None:
                 routings.append(routing)
@@ -62,6 +65,25 @@ class Encoder(nn.Module):
             x_BSD = self.chain(states_BSD, conditioning)
         return (x_BSD if self.final_norm is None else self.final_norm(x_BSD)), tuple(routings)
 
+    @property
+    def trunk_depth(self) -> int:
+        """Leading layers whose output on an example stays as it is: frozen, dense, not conditioned; 0 without any."""
+        if _learns(self.embeddings) or self.alignment is not None or self.chain is not None:
+            return 0
+        changing = (_learns(layer) or isinstance(layer.feed_forward, RoutedFeedForward) for layer in self.layers)
+        return next((index for index, changes in enumerate(changing) if changes), len(self.layers))
+
+    def trunk(self, batch: TaskBatch, context: TokenContext) -> Tensor:
+        """Returns the states behind the trunk, ``[B, S, D]``: what :attr:`TaskBatch.trunk_BSD` may hold."""
+        x_BSD, mask_B11S = self._embed(batch, None), batch.attention_mask_BS[:, None, None, :]
+        for layer in self.layers[: self.trunk_depth]:
+            x_BSD, _ = layer(x_BSD, mask_B11S, batch.token_index_T, context)
+        return x_BSD
+
     def _embed(self, batch: TaskBatch, conditioning: Conditioning | None) -> Tensor:
         x_BSD: Tensor = self.embeddings(batch.input_ids_BS, batch.attention_mask_BS, batch.token_type_ids_BS)
         return x_BSD if self.alignment is None else self.alignment(x_BSD, conditioning)
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from distmoe.data.batch import TaskBatch
 from distmoe.models.comparison import Comparison, compared_features
@@ -47,6 +47,10 @@ class MultiTaskEncoder(nn.Module):
         pooled_BD = self.dropout(self.pooler(hidden_BSD, batch.attention_mask_BS))
         features = tuple(compared_features(self.encoder, comparison) for comparison in comparisons)
         return ModelOutput(self.heads(pooled_BD, batch.task_ids_B), routings, context, features)
+
+    def trunk(self, batch: TaskBatch) -> Tensor:
+        """Returns the states ``[B, S, D]`` behind the encoder's frozen trunk; no collective."""
+        return self.encoder.trunk(batch, token_context(batch))
 
 
 def token_context(batch: TaskBatch) -> TokenContext:

@@ -28,6 +28,11 @@ class GateConfig(Section):
         "none", description="Router noise while training: N(0, 1/E^2) on logits, or U(1-eps, 1+eps) on inputs."
     )
     noise_eps: float = Field(0.01, gt=0, description="eps of multiplicative noise.")
+    detach_input: bool = Field(
+        False,
+        description="The states that the router reads get no gradient from it: neither routing nor its auxiliary "
+        "losses train what lies below, for example generators of conditional modules.",
+    )
     table: Literal["random"] | dict[str, list[int]] | None = Field(
         None,
         description="Only gate fixed: task name -> experts (indices inside the task's group), or a seeded random "

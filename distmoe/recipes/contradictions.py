@@ -84,7 +84,7 @@ def _check_sampling(config: RunConfig) -> None:
             )
         return
     defaults = type(sampling)()
-    keys = ("candidates", "score", "regression_score", "quota", "scope")
+    keys = ("candidates", "score", "regression_score", "quota", "scope", "trunk_cache")
     unread = [key for key in keys if getattr(sampling, key) != getattr(defaults, key)]
     if unread:
         raise ConfigError(
@@ -196,6 +196,13 @@ def _check_gate(moe: MoEConfig) -> None:
             got=f"model.moe.gate.kind={kind}, model.moe.capacity_factor={moe.capacity_factor}",
             expected="capacity_factor=null (dropless), or a gate that routes tokens or sequences",
             remedy="set model.moe.capacity_factor=null",
+        )
+    if kind in TASK_LEVEL_GATES and moe.gate.detach_input:
+        raise ConfigError(
+            "a task-level gate reads no states that could be detached",
+            got=f"model.moe.gate.kind={kind}, model.moe.gate.detach_input=true",
+            expected="detach_input=false, or a gate that routes tokens or sequences",
+            remedy="set model.moe.gate.detach_input=false",
         )
     if kind == "fixed" and moe.gate.table is None:
         raise ConfigError(

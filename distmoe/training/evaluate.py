@@ -8,7 +8,8 @@ advances, so training goes on as if no evaluation had happened.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,6 +39,17 @@ class Evaluable(Protocol):
     def eval_mode(self) -> None: ...
 
     def train_mode(self) -> None: ...
+
+
+@contextmanager
+def evaluating(engine: Evaluable) -> Iterator[None]:
+    """Dropout and router noise are off inside, and no gradient is kept; in training mode again afterwards."""
+    engine.eval_mode()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        engine.train_mode()
 
 
 @dataclass(frozen=True)
@@ -93,12 +105,8 @@ def evaluate(
     """
     began = time.monotonic()
     regression_N = regression_mask(tasks, engine.device)
-    engine.eval_mode()
-    try:
-        with torch.no_grad():
-            chunks = [_rows(engine, batch.to(engine.device), regression_N) for batch in batches]
-    finally:
-        engine.train_mode()
+    with evaluating(engine):
+        chunks = [_rows(engine, batch.to(engine.device), regression_N) for batch in batches]
     own = torch.cat(chunks) if chunks else torch.zeros(0, _COLUMNS, dtype=torch.float64, device=engine.device)
     rows = gather_rows(own).cpu().numpy()
     _check_complete(rows, sizes, split)

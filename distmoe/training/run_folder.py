@@ -30,7 +30,7 @@ CONFIG_FILE, SUMMARY_FILE, RESULT_FILE = "config.yaml", "summary.json", "result.
 _FREE_KEYS = (
     "run.name", "run.output_dir", "run.log_every", "run.eval_every", "run.early_stop", "run.on_nonfinite",
     "run.tensorboard", "run.wandb", "run.report", "data.root", "data.cache_dir", "data.eval_batch_size",
-    "data.micro_batch_size", "parallel.", "checkpoint.",
+    "data.micro_batch_size", "data.sampling.trunk_cache", "parallel.", "checkpoint.",
 )  # fmt: skip
 
 

@@ -23,7 +23,8 @@ from distmoe.data.batch import TaskBatch
 from distmoe.data.pool_loader import Pool, PoolLoader
 from distmoe.tasks import TaskSet
 from distmoe.training.agreement import is_distributed
-from distmoe.training.evaluate import Evaluable
+from distmoe.training.evaluate import Evaluable, evaluating
+from distmoe.training.frozen_trunk import FrozenTrunk
 
 RegressionScore = Literal["error"] | float
 
@@ -76,10 +77,21 @@ class UncertaintyLoader:
         pools: Draws candidates and deals the chosen ones.
         engine: Scores them; left in training mode.
         scorer: Turns logits into scores.
+        trunk: What frozen layers give on examples; None: every pass goes through them.
+        train_from_trunk: Whether chosen examples start behind the trunk too: exact only where training has no dropout.
     """
 
-    def __init__(self, pools: PoolLoader, *, engine: Evaluable, scorer: Scorer) -> None:
+    def __init__(
+        self,
+        pools: PoolLoader,
+        *,
+        engine: Evaluable,
+        scorer: Scorer,
+        trunk: FrozenTrunk | None = None,
+        train_from_trunk: bool = False,
+    ) -> None:
         self._pools, self._engine, self._scorer = pools, engine, scorer
+        self._trunk, self._train_from_trunk = trunk, train_from_trunk
         self.accumulation_steps = pools.accumulation_steps
 
     @property
@@ -90,18 +102,18 @@ class UncertaintyLoader:
     def next_step(self) -> list[TaskBatch]:
         """Returns this rank's micro-batches of the next step. Collective."""
         pool = self._pools.draw()
-        return self._pools.chosen(pool, self.score(pool))
+        chosen = self._pools.chosen(pool, self.score(pool))
+        if not self._train_from_trunk:
+            return chosen
+        with evaluating(self._engine):
+            return [self._ready(batch) for batch in chosen]
 
     def score(self, pool: Pool) -> npt.NDArray[np.float64]:
         """Returns the score of every candidate, equal on all ranks. Collective: every rank fills in its own."""
         own, batches = self._pools.own_candidates(pool)
         scores_N = torch.zeros(len(pool), dtype=torch.float64, device=self._engine.device)
-        self._engine.eval_mode()
-        try:
-            with torch.no_grad():
-                parts = [self._score(batch.to(self._engine.device)) for batch in batches]
-        finally:
-            self._engine.train_mode()
+        with evaluating(self._engine):
+            parts = [self._score(self._ready(batch)) for batch in batches]
         # Placeholders stand behind all candidates: what is cut off here is theirs.
         scores_N[torch.from_numpy(own).to(scores_N.device)] = torch.cat(parts)[: len(own)].double()
         if is_distributed():
@@ -116,6 +128,10 @@ class UncertaintyLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues exactly; see :meth:`PoolLoader.load_state_dict`."""
         self._pools.load_state_dict(state)
+
+    def _ready(self, batch: TaskBatch) -> TaskBatch:
+        device = self._engine.device
+        return batch.to(device) if self._trunk is None else self._trunk.with_states(batch, device)
 
     def _score(self, batch: TaskBatch) -> Tensor:
         return self._scorer(self._engine(batch).logits_BC, batch.task_ids_B, batch.labels_B)

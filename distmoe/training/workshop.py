@@ -12,6 +12,7 @@ from torch import Tensor
 from distmoe.checkpoint.carry import Carrier
 from distmoe.checkpoint.manifest import read_manifest
 from distmoe.data.loader import StepLoader
+from distmoe.data.pool_loader import PoolLoader
 from distmoe.data.sources.base import Split
 from distmoe.engine.engine import Engine
 from distmoe.models.multitask import MultiTaskEncoder
@@ -25,6 +26,7 @@ from distmoe.training.agreement import Agreement, is_distributed
 from distmoe.training.checkpoints import Checkpoints
 from distmoe.training.config import RunConfig
 from distmoe.training.evaluate import Evaluation, evaluate
+from distmoe.training.frozen_trunk import MIB, FrozenTrunk
 from distmoe.training.hosted import Hosted, host_model
 from distmoe.training.journal import Journal, Outlets
 from distmoe.training.monitor import build_monitor
@@ -143,7 +145,7 @@ class Workshop:
         """Everything around the engine."""
         config, data, env, engine = self.config, self.data, self.env, hosted.engine
         pin_memory = engine.device.type == "cuda"
-        loader = self.agreement.run(lambda: _build_loader(config, data, placement, engine, rank=env.rank))
+        loader = self.agreement.run(lambda: _build_loader(config, data, placement, hosted, rank=env.rank))
         eval_loader = data.eval_loader(placement, rank=env.rank, pin_memory=pin_memory)
         alignment = self._alignment(plan, state, engine)
         objective = Objective(
@@ -216,8 +218,9 @@ class Workshop:
         )
 
 
-def _build_loader(config: RunConfig, data: RunData, placement: Placement, engine: Engine, *, rank: int) -> StepLoader:
-    pin_memory, sampling = engine.device.type == "cuda", config.data.sampling
+def _build_loader(config: RunConfig, data: RunData, placement: Placement, hosted: Hosted, *, rank: int) -> StepLoader:
+    engine, sampling = hosted.engine, config.data.sampling
+    pin_memory = engine.device.type == "cuda"
     if sampling.strategy != "uncertainty":
         return data.train_loader(placement, rank=rank, pin_memory=pin_memory)
     scorer = Scorer(
@@ -227,7 +230,20 @@ def _build_loader(config: RunConfig, data: RunData, placement: Placement, engine
         device=engine.device,
     )
     pools = data.pool_loader(placement, rank=rank, pin_memory=pin_memory)
-    return UncertaintyLoader(pools, engine=engine, scorer=scorer)
+    trunk = _build_trunk(config, hosted, pools)
+    has_dropout = config.model.dropout > 0 or config.model.attention_dropout > 0
+    return UncertaintyLoader(
+        pools, engine=engine, scorer=scorer, trunk=trunk, train_from_trunk=trunk is not None and not has_dropout
+    )
+
+
+def _build_trunk(config: RunConfig, hosted: Hosted, pools: PoolLoader) -> FrozenTrunk | None:
+    """None where nothing is frozen, nothing is scored twice, or every layer call is a collective (ZeRO-3)."""
+    budget, stage = config.data.sampling.trunk_cache * MIB, hosted.engine.settings.stage
+    if not budget or stage == 3 or not hosted.model.encoder.trunk_depth:
+        return None
+    trunk = FrozenTrunk(hosted.model, pools, num_steps=config.schedule.num_steps, budget=budget)
+    return trunk if len(trunk) else None
 
 
 def _build_journal(

@@ -6,8 +6,9 @@
     python tools/bench/conditional.py --quick --json OUT.json
 
 Three tables, all ratios inside one loop (protocol: README.md): 1. forward + backward with each module and all of them,
-to the plain encoder; 2. a conditional LayerNorm whose constants are gathered by task id, to a loop over tasks; 3. a
-step of uncertainty sampling, to (T + 3) / 3 plain steps.
+to the plain encoder; 2. a loop over tasks, to the gather by task id, for a conditional LayerNorm and for the attention
+bias; 3. a step of uncertainty sampling, in steps that train everything, without and with the lower half frozen and its
+output kept.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from distmoe.models.build import build_model
 from distmoe.models.config import ModelConfig
 from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.models.shape import EncoderShape
+from distmoe.nn.conditional.attention import ConditionalAttentionBias
 from distmoe.nn.conditional.config import ConditionalConfig
 from distmoe.nn.conditional.generator import GeneratorFactory
 from distmoe.nn.conditional.layer_norm import ConditionalLayerNorm
@@ -54,8 +56,8 @@ class Size:
     length: int
 
 
-def model_of(size: Size, enabled: tuple[str, ...]) -> MultiTaskEncoder:
-    """An encoder with the modules of ``enabled`` where they stand by default."""
+def model_of(size: Size, enabled: tuple[str, ...], *, frozen: bool = False) -> MultiTaskEncoder:
+    """An encoder with the modules of ``enabled`` where they stand by default, or above a frozen lower half."""
     shape = EncoderShape(
         vocab_size=1000,
         pad_token_id=0,
@@ -68,8 +70,10 @@ def model_of(size: Size, enabled: tuple[str, ...]) -> MultiTaskEncoder:
     conditional = None
     if enabled:
         switches = {name: {"enabled": name in enabled} for name in MODULES}
-        conditional = ConditionalConfig.model_validate(switches)
-    config = ModelConfig(moe=None, dropout=0.0, attention_dropout=0.0, conditional=conditional)
+        start = "first_trainable" if frozen else "embeddings"
+        conditional = ConditionalConfig.model_validate({"condition_from": start, **switches})
+    freeze: Literal["lower_half", "none"] = "lower_half" if frozen else "none"
+    config = ModelConfig(moe=None, dropout=0.0, attention_dropout=0.0, conditional=conditional, freeze=freeze)
     grouping = TaskGrouping.from_partitions(len(TASKS), ())
     return build_model(config, shape=shape, tasks=TASKS, grouping=grouping, hosting=(), seed=0)
 
@@ -121,7 +125,7 @@ def overhead(size: Size, repeats: int) -> dict[str, float]:
 
 
 def looped(norm: ConditionalLayerNorm, conditioner: TaskConditioner, x_BSD: Tensor, task_ids_B: Tensor) -> Tensor:
-    """The same by a loop over tasks, each with constants of its own."""
+    """The LayerNorm by a loop over tasks, each with constants of its own."""
     z_Tk, weight_D, bias_D = conditioner.z_Tk, norm.weight, norm.bias
     y_BSD = torch.empty_like(x_BSD)
     for task in range(len(TASKS)):
@@ -134,69 +138,119 @@ def looped(norm: ConditionalLayerNorm, conditioner: TaskConditioner, x_BSD: Tens
     return y_BSD
 
 
+def looped_bias(bias: ConditionalAttentionBias, conditioner: TaskConditioner, task_ids_B: Tensor) -> Tensor:
+    """The attention bias by a loop over tasks, with a block-diagonal matrix of each."""
+    length, side = bias.blocks_Ls.shape
+    M_B1SS = bias.blocks_Ls.new_empty(len(task_ids_B), 1, length, length)
+    for task in range(len(TASKS)):
+        rows = (task_ids_B == task).nonzero().squeeze(1)
+        if len(rows):
+            gamma_s, beta_s = (bias.generator.weight @ conditioner.z_Tk[task] + bias.generator.bias).chunk(2)  # type: ignore[index, operator]
+            blocks = (bias.blocks_Ls * (1 + gamma_s) + beta_s).split(side)
+            M_B1SS[rows] = torch.block_diag(*(block[:, : len(block)] for block in blocks))
+    return M_B1SS
+
+
 def gather_against_loop(size: Size, repeats: int) -> dict[str, float]:
-    """Time of a loop over tasks relative to the gather, for whole activations and for the constants alone."""
+    """Time of a loop over tasks relative to the gather: whole activations, constants alone, attention bias."""
     factory = GeneratorFactory("linear", len(TASKS), 64)
     norm = ConditionalLayerNorm(size.width, eps=1e-12, form="scale_and_bias", generators=factory)
+    bias = ConditionalAttentionBias(max_length=size.length, block_side=16, form="vector", generators=factory)
     conditioner = TaskConditioner(len(TASKS), 64)
-    parts = nn.ModuleDict({"norm": norm, "conditioner": conditioner})
+    parts = nn.ModuleDict({"norm": norm, "bias": bias, "conditioner": conditioner})
     reset_conditional(parts, 0, "bench", 0.02)
-    nn.init.normal_(norm.generator.weight)  # type: ignore[arg-type]
+    for generator in (norm.generator, bias.generator):
+        nn.init.normal_(generator.weight)  # type: ignore[arg-type]
     x_BSD = torch.randn(size.batch, size.length, size.width, requires_grad=True)
     tiny_BSD = torch.randn(size.batch, 1, size.width, requires_grad=True)
     task_ids_B = torch.arange(size.batch) % len(TASKS)
+    mask_B11S = torch.ones(size.batch, 1, 1, size.length, dtype=torch.bool)
+
+    def gathered_bias() -> Tensor:
+        return bias(conditioner(task_ids_B), mask_B11S, dtype=torch.float32)  # type: ignore[no-any-return]
+
     difference = norm(x_BSD, conditioner(task_ids_B)) - looped(norm, conditioner, x_BSD, task_ids_B)
     assert difference.abs().max() <= 1e-5
+    assert (gathered_bias() - looped_bias(bias, conditioner, task_ids_B)).abs().max() <= 1e-5
     arms = {
         "gather": lambda: norm(x_BSD, conditioner(task_ids_B)).sum().backward(),
         "loop": lambda: looped(norm, conditioner, x_BSD, task_ids_B).sum().backward(),
         "gather, one position": lambda: norm(tiny_BSD, conditioner(task_ids_B)).sum().backward(),
         "loop, one position": lambda: looped(norm, conditioner, tiny_BSD, task_ids_B).sum().backward(),
+        "gather, bias": lambda: gathered_bias().sum().backward(),
+        "loop, bias": lambda: looped_bias(bias, conditioner, task_ids_B).sum().backward(),
     }
     found = medians(arms, 4 * repeats)
     return {
-        "whole activations": found["loop"] / found["gather"],
-        "one position": found["loop, one position"] / found["gather, one position"],
+        "LayerNorm": found["loop"] / found["gather"],
+        "LayerNorm, 1 position": found["loop, one position"] / found["gather, one position"],
+        "attention bias": found["loop, bias"] / found["gather, bias"],
     }
 
 
 def uncertainty_step(size: Size, repeats: int) -> dict[str, float]:
-    """Time of scoring T x batch candidates and training batch of them, relative to one plain training step."""
-    model = model_of(size, MODULES)
+    """Time of scoring T x batch candidates and training batch of them, in steps that train all of the encoder."""
     batch = batch_of(size, size.batch)
+    whole, frozen = model_of(size, MODULES), model_of(size, MODULES, frozen=True)
+    with torch.no_grad():
+        kept_ND = frozen.trunk(batch).flatten(0, 1)
 
-    def train() -> None:
-        model(batch).logits_BC[:, 0].sum().backward()
+    def behind_trunk() -> TaskBatch:
+        """States are kept by token and gathered for every batch, as the loader of a run does."""
+        states_BSD = kept_ND[torch.arange(len(kept_ND))].view(*batch.input_ids_BS.shape, -1)
+        return replace(batch, trunk_BSD=states_BSD)
 
-    def choose_and_train() -> None:
+    def train(model: MultiTaskEncoder, one: TaskBatch) -> None:
+        model(one).logits_BC[:, 0].sum().backward()
+
+    def score(model: MultiTaskEncoder, make: Callable[[], TaskBatch]) -> None:
         with torch.no_grad():
             for _ in range(len(TASKS)):
-                model(batch)
-        train()
+                model(make())
 
-    found = medians({"plain": train, "uncertainty": choose_and_train}, repeats)
-    expected = (len(TASKS) + 3) / 3
-    ratio = found["uncertainty"] / found["plain"]
-    return {"ratio": ratio, "(T+3)/3": expected, "of expected": ratio / expected}
+    arms: dict[str, tuple[MultiTaskEncoder, Callable[[], TaskBatch] | None, Callable[[], TaskBatch]]] = {
+        "plain step": (whole, None, lambda: batch),
+        "uncertainty step": (whole, lambda: batch, lambda: batch),
+        "plain, half frozen": (frozen, None, lambda: batch),
+        "half frozen": (frozen, lambda: batch, lambda: batch),
+        "kept trunk": (frozen, behind_trunk, lambda: batch),
+        "kept, no dropout": (frozen, behind_trunk, behind_trunk),
+    }
+
+    def step(name: str) -> Callable[[], None]:
+        model, candidates, chosen = arms[name]
+
+        def run() -> None:
+            if candidates is not None:
+                score(model, candidates)
+            train(model, chosen())
+
+        return run
+
+    found = medians({name: step(name) for name in arms}, repeats)
+    ratios = {name: value / found["plain step"] for name, value in found.items()}
+    return ratios | {"(T+3)/3": (len(TASKS) + 3) / 3, "goal: half of it": (len(TASKS) + 3) / 6}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Time conditional modules.")
-    parser.add_argument("--quick", action="store_true", help="a smaller encoder, fewer repeats")
+    parser.add_argument("--quick", action="store_true", help="a smaller encoder")
+    parser.add_argument("--repeats", type=int, default=7, help="timings per arm; the median counts (default 7)")
     parser.add_argument("--json", type=Path, help="also write the numbers there")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    size, repeats = (Size(128, 4, 18, 32), 7) if arguments.quick else (Size(384, 6, 32, 128), 11)
+    size = Size(128, 4, 18, 32) if arguments.quick else Size(384, 6, 32, 64)
+    repeats = arguments.repeats
     tables: dict[str, Any] = {
         "overhead of modules": overhead(size, repeats),
         "loop over tasks / gather": gather_against_loop(size, repeats),
         "uncertainty step": uncertainty_step(size, repeats),
     }
-    print(f"{size}, {len(TASKS)} tasks, torch {torch.__version__}, one thread, processor time")
+    print(f"{size}, {len(TASKS)} tasks, torch {torch.__version__}, one thread, processor time, {repeats} repeats")
     for title, table in tables.items():
         print(title)
         for name, value in table.items():
-            print(f"  {name:20} {value:6.2f}")
+            print(f"  {name:22} {value:6.2f}")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps({"size": str(size), **tables}, indent=1) + "\n")
     return 0

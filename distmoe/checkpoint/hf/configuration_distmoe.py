@@ -19,6 +19,9 @@ class DistmoeConfig(PretrainedConfig):
         routed_layers: One entry per routed layer: `layer` (index), `task_groups` (task ids), `num_experts` (of all task
             groups; each owns an equal, consecutive share), `expert_size`, `shared_size` (0: no shared expert), `top_k`,
             `combine`, `gate` (`kind` as trained, `form`, `granularity`, and the form's sizes).
+        conditional: Task-conditioned modules; None: none. `alignment` (whether), `layer_norm` (layers), `attention`
+            (`layers`, `max_length`, `block_side`), `adapters` (by layer: `size`, `activation`, `norm`), `chain` (the
+            same, of adapters over all layers that make the output).
         default_task: Task of a call that names none. `from_pretrained(..., default_task="sst2")` makes a single-task
             model of it, with that task's labels, for example for a pipeline.
         distmoe_version: Version that wrote the export.
@@ -46,6 +49,7 @@ class DistmoeConfig(PretrainedConfig):
         attention_probs_dropout_prob=0.1,
         tasks=None,
         routed_layers=None,
+        conditional=None,
         default_task=None,
         distmoe_version=None,
         **kwargs,
@@ -67,6 +71,7 @@ class DistmoeConfig(PretrainedConfig):
         self.attention_probs_dropout_prob = attention_probs_dropout_prob
         self.tasks = tasks or [{"name": "task", "kind": "classification", "num_outputs": 2, "labels": ["0", "1"]}]
         self.routed_layers = routed_layers or []
+        self.conditional = conditional
         self.distmoe_version = distmoe_version
         super().__init__(pad_token_id=pad_token_id, **kwargs)
         self.default_task = default_task

@@ -1,4 +1,4 @@
-"""Task-routed mixture-of-experts encoder exported from distmoe. Self-contained: needs torch and transformers only.
+"""Encoder of many tasks, exported from distmoe. Self-contained: needs torch and transformers only.
 
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -7,7 +7,8 @@
     logits = model(**tokenizer("A charming film.", return_tensors="pt"), task="sst2").logits
 
 Shape letters: B sequences, S positions, T real tokens (padding removed), D model width, H hidden width of a router,
-E experts of a layer over all task groups, K experts per token, M tasks, C outputs of the widest head.
+E experts of a layer over all task groups, K experts per token, M tasks, C outputs of the widest head; of conditional
+modules: L positions with an attention bias, s side of a block.
 """
 
 import torch
@@ -203,29 +204,105 @@ class DistmoeRoutedFeedForward(nn.Module):
         return torch.zeros_like(x_TD).index_add(0, tokens, torch.cat(rows) * weights)
 
 
-class DistmoeLayer(nn.Module):
-    """Attention and a dense or routed feed-forward part, post-LN or pre-LN."""
+class DistmoeFilm(nn.Module):
+    """Scale and shift by task."""
 
-    def __init__(self, config, routed):
+    def __init__(self, num_tasks, hidden_size):
+        super().__init__()
+        self.scale_MD = nn.Parameter(torch.empty(num_tasks, hidden_size))
+        self.shift_MD = nn.Parameter(torch.empty(num_tasks, hidden_size))
+
+    def forward(self, x_BSD, task_ids_B):
+        return torch.addcmul(self.shift_MD[task_ids_B].unsqueeze(1), x_BSD, self.scale_MD[task_ids_B].unsqueeze(1))
+
+
+class DistmoeTaskLayerNorm(DistmoeFilm):
+    """LayerNorm with a weight and a bias per task."""
+
+    def __init__(self, num_tasks, hidden_size, eps):
+        super().__init__(num_tasks, hidden_size)
+        self.eps = eps
+
+    def forward(self, x_BSD, task_ids_B):
+        return super().forward(F.layer_norm(x_BSD, x_BSD.shape[-1:], eps=self.eps), task_ids_B)
+
+
+class DistmoeAttentionBias(nn.Module):
+    """A bias on attention scores by task, in blocks on the diagonal; 0 off the blocks and beyond `max_length`."""
+
+    def __init__(self, num_tasks, max_length, block_side):
+        super().__init__()
+        self.values_MLs = nn.Parameter(torch.empty(num_tasks, max_length, block_side))
+
+    def forward(self, mask_B11S, task_ids_B):
+        """Float mask [B, 1, S, S]."""
+        S, (L, s) = mask_B11S.shape[-1], self.values_MLs.shape[1:]
+        values_BRs = self.values_MLs[task_ids_B, :S]
+        rows_BSs = F.pad(values_BRs, (0, 0, 0, S - values_BRs.shape[1]))
+        tiled_BSS = rows_BSs.repeat(1, 1, -(-S // s))[..., :S]
+        position = torch.arange(S, device=tiled_BSS.device)
+        block, beyond = position // s, position >= L
+        outside_SS = (block[:, None] != block) | beyond[:, None] | beyond
+        return torch.where(mask_B11S, tiled_BSS.masked_fill(outside_SS, 0.0).unsqueeze(1), float("-inf"))
+
+
+class DistmoeAdapter(DistmoeFilm):
+    """`h + up(act(down(scale h + shift)))`; as published, without activation, in place of the residual only a norm."""
+
+    def __init__(self, num_tasks, hidden_size, entry, eps):
+        super().__init__(num_tasks, hidden_size)
+        self.act = None if entry["activation"] is None else ACTIVATIONS[entry["activation"]]
+        self.w_down = nn.Parameter(torch.empty(entry["size"], hidden_size))
+        self.b_down = nn.Parameter(torch.empty(entry["size"]))
+        self.w_up = nn.Parameter(torch.empty(hidden_size, entry["size"]))
+        self.b_up = nn.Parameter(torch.empty(hidden_size))
+        self.norm = DistmoeTaskLayerNorm(num_tasks, hidden_size, eps) if entry["norm"] else None
+
+    def forward(self, h_BSD, attended_BSD, task_ids_B):
+        inner = F.linear(super().forward(h_BSD, task_ids_B), self.w_down, self.b_down)
+        if self.act is not None:
+            return h_BSD + F.linear(self.act(inner), self.w_up, self.b_up)
+        change_BSD = F.linear(inner, self.w_up, self.b_up)
+        return change_BSD if self.norm is None else self.norm(change_BSD + attended_BSD, task_ids_B)
+
+
+class DistmoeLayer(nn.Module):
+    """Attention and a dense or routed feed-forward part, post-LN or pre-LN, with task-conditioned parts."""
+
+    def __init__(self, config, index, routed):
         super().__init__()
         D, eps = config.hidden_size, config.layer_norm_eps
         self.pre_norm = config.norm == "pre"
         self.routed = routed is not None
         self.attention = DistmoeAttention(config)
-        self.attention_norm = nn.LayerNorm(D, eps=eps)
+        self.attention_norm, self.feed_forward_norm = task_norms(config, index)
         if self.routed:
             self.feed_forward = DistmoeRoutedFeedForward(config, routed)
         else:
             self.feed_forward = DistmoeFeedForward(D, config.intermediate_size, config.hidden_act)
-        self.feed_forward_norm = nn.LayerNorm(D, eps=eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.attention_bias = self.bottleneck = None
+        if config.conditional is not None:
+            M, attention = len(config.tasks), config.conditional["attention"]
+            if attention is not None and index in attention["layers"]:
+                self.attention_bias = DistmoeAttentionBias(M, attention["max_length"], attention["block_side"])
+            if str(index) in config.conditional["adapters"]:
+                self.bottleneck = DistmoeAdapter(M, D, config.conditional["adapters"][str(index)], eps)
 
-    def forward(self, x_BSD, mask_B11S, tokens):
+    def forward(self, x_BSD, mask_B11S, tokens, task_ids_B):
+        if self.attention_bias is not None:
+            mask_B11S = self.attention_bias(mask_B11S, task_ids_B)
         if self.pre_norm:
-            x_BSD = x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD), mask_B11S))
-            return x_BSD + self.dropout(self._feed_forward(self.feed_forward_norm(x_BSD), tokens))
-        x_BSD = self.attention_norm(x_BSD + self.dropout(self.attention(x_BSD, mask_B11S)))
-        return self.feed_forward_norm(x_BSD + self.dropout(self._feed_forward(x_BSD, tokens)))
+            normed_BSD = normalise(self.attention_norm, x_BSD, task_ids_B)
+            x_BSD = x_BSD + self.dropout(self.attention(normed_BSD, mask_B11S))
+            normed_BSD = normalise(self.feed_forward_norm, x_BSD, task_ids_B)
+            y_BSD = x_BSD + self.dropout(self._feed_forward(normed_BSD, tokens))
+        else:
+            x_BSD = x_BSD + self.dropout(self.attention(x_BSD, mask_B11S))
+            x_BSD = normalise(self.attention_norm, x_BSD, task_ids_B)
+            y_BSD = x_BSD + self.dropout(self._feed_forward(x_BSD, tokens))
+            y_BSD = normalise(self.feed_forward_norm, y_BSD, task_ids_B)
+        return y_BSD if self.bottleneck is None else self.bottleneck(y_BSD, x_BSD, task_ids_B)
 
     def _feed_forward(self, x_BSD, tokens):
         if not self.routed:
@@ -236,6 +313,18 @@ class DistmoeLayer(nn.Module):
         return torch.zeros_like(x_ND).index_copy(0, index_T, y_TD).view_as(x_BSD)
 
 
+def task_norms(config, index):
+    """The two LayerNorms of a layer, plain or with constants of each task."""
+    D, eps = config.hidden_size, config.layer_norm_eps
+    if config.conditional is None or index not in config.conditional["layer_norm"]:
+        return nn.LayerNorm(D, eps=eps), nn.LayerNorm(D, eps=eps)
+    return DistmoeTaskLayerNorm(len(config.tasks), D, eps), DistmoeTaskLayerNorm(len(config.tasks), D, eps)
+
+
+def normalise(norm, x_BSD, task_ids_B):
+    return norm(x_BSD, task_ids_B) if isinstance(norm, DistmoeTaskLayerNorm) else norm(x_BSD)
+
+
 class DistmoeEncoder(nn.Module):
     """Embeddings and layers."""
 
@@ -243,7 +332,13 @@ class DistmoeEncoder(nn.Module):
         super().__init__()
         routed = {entry["layer"]: entry for entry in config.routed_layers}
         self.embeddings = DistmoeEmbeddings(config)
-        self.layers = nn.ModuleList(DistmoeLayer(config, routed.get(i)) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(DistmoeLayer(config, i, routed.get(i)) for i in range(config.num_hidden_layers))
+        conditional, M, D = config.conditional or {}, len(config.tasks), config.hidden_size
+        self.alignment = DistmoeFilm(M, D) if conditional.get("alignment") else None
+        self.chain = None
+        if conditional.get("chain"):
+            entry, eps = conditional["chain"], config.layer_norm_eps
+            self.chain = nn.ModuleList(DistmoeAdapter(M, D, entry, eps) for _ in range(config.num_hidden_layers))
         pre = config.norm == "pre"
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if pre else None
 
@@ -252,9 +347,15 @@ class DistmoeEncoder(nn.Module):
         index_T = mask_BS.flatten().nonzero().squeeze(1)
         sequence_ids_T = index_T // mask_BS.shape[1]
         tokens = index_T, task_ids_B[sequence_ids_T], sequence_ids_T
-        states = [self.embeddings(input_ids, mask_BS, token_type_ids)]
+        embedded_BSD = self.embeddings(input_ids, mask_BS, token_type_ids)
+        states = [embedded_BSD if self.alignment is None else self.alignment(embedded_BSD, task_ids_B)]
         for layer in self.layers:
-            states.append(layer(states[-1], mask_BS[:, None, None], tokens))
+            states.append(layer(states[-1], mask_BS[:, None, None], tokens, task_ids_B))
+        if self.chain is not None:
+            carried_BSD = torch.zeros_like(states[-1])
+            for adapter, state_BSD in zip(self.chain, states[1:], strict=True):
+                carried_BSD = adapter(state_BSD + carried_BSD, None, task_ids_B)
+            states[-1] = carried_BSD
         if self.final_norm is not None:
             states[-1] = self.final_norm(states[-1])
         return states
@@ -306,7 +407,8 @@ class DistmoePreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, (DistmoeFeedForward, DistmoeRoutedFeedForward, DistmoeGate, DistmoeHeads)):
+        routed = (DistmoeFeedForward, DistmoeRoutedFeedForward, DistmoeGate)
+        if isinstance(module, (*routed, DistmoeHeads, DistmoeFilm, DistmoeAttentionBias)):
             for name, parameter in module.named_parameters(recurse=False):
                 if name.startswith("w"):
                     nn.init.normal_(parameter, std=self.config.initializer_range)

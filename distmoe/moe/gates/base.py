@@ -64,6 +64,7 @@ class Gate(DeclaredModule):
         self.combine = setting.combine
         self.noise = setting.noise
         self.noise_eps = setting.noise_eps
+        self.detach_input = setting.detach_input
         self.all_allowed = setting.all_allowed
         # Not persistent: it follows from the task grouping, which may change between structural phases.
         self.allowed_ME: Tensor
@@ -94,6 +95,7 @@ class Gate(DeclaredModule):
         """
         with torch.autocast(device_type=x_TD.device.type, enabled=False):
             if self.granularity != "task":
+                x_TD = x_TD.detach() if self.detach_input else x_TD
                 x_TD = self._with_input_noise(x_TD.to(router_dtype(x_TD)))
             logits_TE = self._with_logit_noise(self.logits(x_TD, context), context)
             # Overflowed half-precision states give infinite or undefined logits. Their loss is reported as not

@@ -68,6 +68,7 @@ def build_gate(
         noise=config.noise,
         noise_eps=config.noise_eps,
         router_std=config.init_std if config.init == "normal" else 0.0,
+        detach_input=config.detach_input,
     )
     vector_size, mlp_size = config.embedding_size, config.hidden_size
     match config.kind:

@@ -24,6 +24,7 @@ class GateSetting:
         noise: Noise while training, see :class:`distmoe.moe.gates.base.Gate`.
         noise_eps: Half-width of multiplicative noise.
         router_std: Standard deviation of the tensors that make the logits; 0 makes the first routing a tie.
+        detach_input: Whether token states get no gradient through the router.
 
     Raises:
         ConfigError: If a task may choose among fewer than ``top_k`` experts.
@@ -37,6 +38,7 @@ class GateSetting:
     noise: Noise = "none"
     noise_eps: float = 0.01
     router_std: float = 0.02
+    detach_input: bool = False
 
     def __post_init__(self) -> None:
         assert all(len(row) == self.num_experts for row in self.allowed), "allowed must be [tasks, E]"

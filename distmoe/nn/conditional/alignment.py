@@ -30,12 +30,15 @@ class ConditionalAlignment(ConditionalModule):
 
     def forward(self, x_BSD: Tensor, conditioning: Conditioning) -> Tensor:
         """Maps ``[B, S, D]`` to ``[B, S, D]``."""
+        return film(x_BSD, *self.generated(conditioning))
+
+    def generated(self, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
+        """Returns gamma and beta of the rows, ``[B, D]`` each."""
         gamma_BD, beta_BD = self.generator(conditioning.task_ids_B, conditioning.input_z_Tk).chunk(2, dim=-1)
-        return film(x_BSD, gamma_BD, beta_BD)
+        return gamma_BD, beta_BD
 
     @torch.no_grad()
     def fold(self, conditioning: Conditioning) -> FoldedFilm:
         """Returns the constants of the single row of ``conditioning``."""
-        generated_1m = self.generator(conditioning.task_ids_B, conditioning.input_z_Tk)
-        gamma_D, beta_D = generated_1m.squeeze(0).chunk(2)
+        gamma_D, beta_D = (part_1D.squeeze(0) for part_1D in self.generated(conditioning))
         return FoldedFilm(1 + gamma_D, beta_D)

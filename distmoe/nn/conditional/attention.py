@@ -61,22 +61,22 @@ class ConditionalAttentionBias(ConditionalModule):
             positions_BS: For packed documents, the position of each token inside its document, int64; the mask must
                 keep documents apart. None: tokens stand at ``0 .. S-1``.
         """
-        length, max_length = mask_B11S.shape[-1], self.blocks_Ls.shape[0]
+        length = mask_B11S.shape[-1]
         if positions_BS is None:
-            bias_BSS = self._spread(self._values(conditioning, min(length, max_length)), length)
+            bias_BSS = self._spread(self.values(conditioning, length), length)
         else:
-            bias_BSS = self._gather(self._values(conditioning, max_length), positions_BS)
+            bias_BSS = self._gather(self.values(conditioning), positions_BS)
         return torch.where(mask_B11S, bias_BSS.to(dtype).unsqueeze(1), float("-inf"))
 
     @torch.no_grad()
     def fold(self, conditioning: Conditioning) -> Tensor:
         """Returns M ``[L, L]`` (float32) of the single row of ``conditioning``."""
-        max_length = self.blocks_Ls.shape[0]
-        return self._spread(self._values(conditioning, max_length), max_length).squeeze(0)
+        return self._spread(self.values(conditioning), self.blocks_Ls.shape[0]).squeeze(0)
 
-    def _values(self, conditioning: Conditioning, num_rows: int) -> Tensor:
-        """The block rows of the first positions, ``[B, R, s]`` float32."""
-        side = self.blocks_Ls.shape[1]
+    def values(self, conditioning: Conditioning, length: int | None = None) -> Tensor:
+        """Returns the block rows of the first ``length`` positions (None: of all), ``[B, R, s]`` float32."""
+        max_length, side = self.blocks_Ls.shape
+        num_rows = max_length if length is None else min(length, max_length)
         generated_Bm = self.generator(conditioning.task_ids_B, conditioning.z_Tk)
         gamma, beta = generated_Bm.unflatten(-1, (2, -1, side)).unbind(1)  # [B, 1 or s, s]
         if self.form == "full":

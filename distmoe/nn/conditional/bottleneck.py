@@ -52,15 +52,18 @@ class ConditionalBottleneck(ConditionalModule):
             attended_BSD: The layer's state after attention; read by the published adapter, not by this one.
             conditioning: Tasks of the rows.
         """
-        gamma_BD, beta_BD = self.generator(conditioning.task_ids_B, conditioning.z_Tk).chunk(2, dim=-1)
-        inner = self.act(F.linear(film(h_BSD, gamma_BD, beta_BD), self.w_down))
+        inner = self.act(F.linear(film(h_BSD, *self.generated(conditioning)), self.w_down))
         return h_BSD + F.linear(inner, self.w_up)
+
+    def generated(self, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
+        """Returns gamma and beta of the rows, ``[B, D]`` each."""
+        gamma_BD, beta_BD = self.generator(conditioning.task_ids_B, conditioning.z_Tk).chunk(2, dim=-1)
+        return gamma_BD, beta_BD
 
     @torch.no_grad()
     def fold(self, conditioning: Conditioning) -> FoldedBottleneck:
         """Returns the plain adapter of the single row of ``conditioning``."""
-        generated_1m = self.generator(conditioning.task_ids_B, conditioning.z_Tk)
-        gamma_D, beta_D = generated_1m.squeeze(0).chunk(2)
+        gamma_D, beta_D = (part_1D.squeeze(0) for part_1D in self.generated(conditioning))
         w_down_rD = self.w_down.float()
         return FoldedBottleneck(
             w_down_rD=w_down_rD * (1 + gamma_D),

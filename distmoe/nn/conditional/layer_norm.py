@@ -54,11 +54,17 @@ class ConditionalLayerNorm(nn.LayerNorm):
     @torch.no_grad()
     def fold(self, conditioning: Conditioning) -> nn.LayerNorm:
         """Returns the plain LayerNorm (float32) of the single row of ``conditioning``."""
-        gamma_D, beta_D = (part_1D.squeeze(0) for part_1D in self._generated(conditioning))
-        weight_D, bias_D = self.weight.float() * (1 + gamma_D), self.bias.float()
+        weight_D, bias_D = (part_1D.squeeze(0) for part_1D in self.constants(conditioning))
+        return layer_norm_of(weight_D, bias_D, eps=self.eps)
+
+    @torch.no_grad()
+    def constants(self, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
+        """Returns weight and bias of the plain LayerNorm of each row, ``[B, D]`` float32."""
+        gamma_BD, beta_BD = self._generated(conditioning)
+        weight_BD, bias_BD = self.weight.float() * (1 + gamma_BD), self.bias.float().expand_as(gamma_BD)
         if self.form == "published":
-            return layer_norm_of(weight_D + beta_D, bias_D, eps=self.eps)
-        return layer_norm_of(weight_D, bias_D + beta_D, eps=self.eps)
+            return weight_BD + beta_BD, bias_BD
+        return weight_BD, bias_BD + beta_BD
 
     def _generated(self, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
         generated_Bm = self.generator(conditioning.task_ids_B, conditioning.z_Tk)

@@ -9,7 +9,6 @@ Shape letters: B sequences, S positions, D model width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -66,10 +65,13 @@ class PublishedBlock(ConditionalModule):
 
     def forward(self, h_BSD: Tensor, conditioning: Conditioning) -> Tensor:
         """Maps ``[B, S, D]`` to ``[B, S, D]``."""
+        return self.up(self.down(film(h_BSD, *self.generated(conditioning))))  # type: ignore[no-any-return]
+
+    def generated(self, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
+        """Returns gamma and beta of the rows, ``[B, D]`` each."""
         assert conditioning.z_Tk is not None, "the published structure reads embeddings"
-        own = replace(conditioning, z_Tk=self.projection(conditioning.z_Tk))
-        gamma_BD, beta_BD = self.generator(own.task_ids_B, own.z_Tk).chunk(2, dim=-1)
-        return self.up(self.down(film(h_BSD, gamma_BD, beta_BD)))  # type: ignore[no-any-return]
+        gamma_BD, beta_BD = self.generator(conditioning.task_ids_B, self.projection(conditioning.z_Tk)).chunk(2, dim=-1)
+        return gamma_BD, beta_BD
 
 
 class PublishedTopAdapter(ConditionalModule):

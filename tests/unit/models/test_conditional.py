@@ -16,7 +16,7 @@ from distmoe.nn.conditional.config import ConditionalConfig
 from distmoe.nn.conditional.module import conditional_parameters
 from distmoe.nn.init import init_normal_
 from tests.unit.checkpoint.samples import minilm_folder
-from tests.unit.models.samples import TASKS, loss_of, make_batch, make_model, model_config, moe_config
+from tests.unit.models.samples import TASKS, gate_config, loss_of, make_batch, make_model, model_config, moe_config
 
 ALL: dict[str, Any] = {
     "embedding_size": 6,
@@ -97,7 +97,7 @@ def test_a_mixed_batch_gives_what_each_row_gives_alone(layers: str, norm: str) -
     for task in range(3):
         rows = (whole.task_ids_B == task).nonzero().squeeze(1)
         alone = type(whole)(
-            *(getattr(whole, name)[rows] for name in list(whole.__dataclass_fields__)[:-1]),
+            *(getattr(whole, name)[rows] for name in list(whole.__dataclass_fields__)[:-2]),
             token_index_T=whole.attention_mask_BS[rows].flatten().nonzero().squeeze(1),
         )
         assert (torch.nan_to_num(model(alone).logits_BC, neginf=0.0) - mixed[rows]).abs().max() <= 1e-6
@@ -132,6 +132,20 @@ def test_recomputation_changes_no_gradient(layers: str) -> None:
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[1][name], atol=1e-7), name
+
+
+def test_a_router_trains_generators_unless_its_input_is_detached() -> None:
+    """Balance and z losses read the router alone: what they send into conditioning is all that is measured here."""
+    norms = {}
+    for detached in (False, True):
+        moe = moe_config(gate_config("token", detach_input=detached), layers="all")
+        model = stirred(make_model(model_config(moe, conditional=conditional())))
+        sum(routing.logits_TE.square().mean() for routing in model(make_batch()).routings).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        norms[detached] = [gradients[name].norm().item() for name in conditional_parameters(model) if name in gradients]
+        assert gradients["encoder.layers.1.feed_forward.gate.weight_ED"].norm() > 0
+    assert sum(norms[False]) > 0
+    assert sum(norms[True]) == 0
 
 
 def test_published_structure_runs_in_both_layouts() -> None:

@@ -61,6 +61,7 @@ from distmoe.recipes import resolve
             ["model.conditional.attention.block_side=200"],
             r"larger than the attention bias[\s\S]*128",
         ),
+        ("demo", ["model.moe.gate.detach_input=true"], r"reads no states[\s\S]*or a gate that routes tokens"),
         ("demo", ["model.moe.layers=[1, 4]"], r"must name existing layers[\s\S]*0 to 3"),
         ("demo", ["model.moe.layers=[1, 1]"], r"must name existing layers, each once"),
         ("demo", ["model.moe.layers=[]"], r"must name existing layers[\s\S]*model\.moe=null for a dense model"),
@@ -83,6 +84,7 @@ def test_a_contradiction_is_refused(recipe, overrides, message):
         ("demo", ["model.moe.gate.kind=fixed", "model.moe.gate.table=random"]),
         ("demo", ["model.moe.layers=[0, 3]"]),
         ("demo", ["model.conditional.mode=distmoe"]),
+        ("token_moe", ["model.moe.gate.detach_input=true"]),
         ("demo", ["model.pretrained=folder", "model.freeze=[0]", "model.conditional.condition_from=first_trainable"]),
         # a pretrained folder brings its own shape, which is checked where it is read
         ("demo", ["model.pretrained=folder", "model.num_heads=3", "model.moe.layers=[1, 11]", "data.max_length=512"]),
