@@ -28,7 +28,15 @@ class LearnConfig(Section):
         description="Similarity above which task groups are proposed; larger merges less, not portable between models.",
     )
     tolerance: float = Field(
-        0.02, ge=0, description="A merge is kept if the validation loss of its tasks grows by no more than this share."
+        0.0,
+        ge=0,
+        description="Share of its tasks' validation loss that a merge may cost, against training on without it.",
+    )
+    confidence: float = Field(
+        1.0,
+        ge=0,
+        description="Standard errors of that cost, over validation examples, that are forgiven as noise; larger keeps "
+        "more merges.",
     )
     alignment: float = Field(
         0.2, ge=0, lt=1, description="Weight of the term that keeps unmerged layers comparable; near 1 all merge."

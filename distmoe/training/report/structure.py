@@ -40,7 +40,7 @@ def merge_table(history: RunHistory) -> str:
                     html.Cell(f"{record['phase']} (step {line['step']})"),
                     html.Cell(f"layer {_model_layer(history, merge['layer'])}", text=True),
                     html.Cell(" + ".join(_names(history, member) for member in merge["members"]), text=True),
-                    html.Cell(f"{100 * (verdict['against_control'] - 1):+.1f} %"),
+                    html.Cell(f"{100 * (verdict['against_control'] - 1):+.1f} % ± {100 * verdict['noise']:.1f}"),
                     html.Cell(f"{100 * (verdict['against_before'] - 1):+.1f} %"),
                     html.Cell("kept" if kept else "undone", "good" if kept else "bad"),
                     html.Cell(f"{count['before']:,} → {count['after']:,}"),

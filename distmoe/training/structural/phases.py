@@ -113,17 +113,18 @@ def _try(
             stopped = run.trainer.run(stop, until=run.state.step + learn.trial_steps)
             if stopped is not None:
                 return run, (), stopped
-            losses.append(_losses(run.evaluate("validation")))
+            losses.append(run.evaluate("validation").example_losses)
     if not learn.trial_steps:
-        return run, tuple(Verdict(merge, 1.0, 1.0, True) for merge in plan.merges), None
+        return run, tuple(Verdict(merge, 1.0, 0.0, 1.0, True) for merge in plan.merges), None
     control, merged = losses
     verdicts = judge(
         plan.merges,
         workshop.plan.tasks,
-        before=_losses(before),
+        before=before.example_losses,
         control=control,
         merged=merged,
         tolerance=learn.tolerance,
+        confidence=learn.confidence,
     )
     if all(verdict.accepted for verdict in verdicts):
         lines.hand_over(outlets.monitor)
@@ -218,10 +219,6 @@ def _spell(record: dict[str, Any], step: int) -> str:
         f"structural phase {record['phase']} at step {step}: {len(verdicts)} merges proposed, {kept} kept; task groups "
         f"per routed layer {sizes}; {parameters['before']:,} -> {parameters['after']:,} parameters"
     )
-
-
-def _losses(evaluation: Evaluation) -> Losses:
-    return {row.task: row.loss for row in evaluation.tasks}
 
 
 def _structure_of(run: Run) -> StructureState:

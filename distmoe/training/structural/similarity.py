@@ -15,20 +15,11 @@ from distmoe.models.comparison import Comparison, compared_features
 from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.parallel.placement import Placement
 from distmoe.structure.frontier import Frontier
+from distmoe.structure.hosting import Hosting
 from distmoe.structure.similarity import Similarity
 from distmoe.tasks import TaskGrouping
 from distmoe.training.agreement import is_distributed
 from distmoe.training.structural.probe import ProbeSet
-
-
-def hosted_members(
-    frontier: Frontier, grouping: TaskGrouping, placement: Placement, rank: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The frontier's members (by place) that a rank hosts, and all ranks that host them."""
-    span = placement.span_of(frontier.layer, rank)
-    hosted = {grouping.layers[frontier.layer][index] for index in span.task_groups}
-    own = tuple(place for place, member in enumerate(frontier.members) if member in hosted)
-    return own, tuple(one for block in span.blocks for one in placement.block_ranks(block))
 
 
 @torch.no_grad()
@@ -55,7 +46,10 @@ def compare(
         rank: This rank.
         device: Of the model.
     """
-    own, hosts = hosted_members(frontier, grouping, placement, rank)
+    hosting = Hosting.of(frontier, grouping, placement)
+    own = hosting.members_of(rank)
+    # What a rank hosts at a layer, all ranks of its span host.
+    hosts = hosting.hosts[own[0]] if own else ()
     width = model.shape.hidden_size
     features_GND = torch.zeros(len(frontier.members), len(probe), width, dtype=torch.float64, device=device)
     tasks = tuple(frontier.members[place][0] for place in own)

@@ -27,6 +27,7 @@ def phase_line(step: int, phase: int, *, accepted: bool, seconds: float = 1.0) -
                 {
                     "merge": {"layer": 0, "members": members},
                     "against_control": 1.01,
+                    "noise": 0.004,
                     "against_before": 0.93,
                     "accepted": accepted or len(members) == 3,
                 }
