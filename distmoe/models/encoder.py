@@ -47,7 +47,7 @@ class Encoder(nn.Module):
 
     def forward(self, batch: TaskBatch, context: TokenContext) -> tuple[Tensor, tuple[Routing, ...]]:
         """Returns hidden states ``[B, S, D]`` (meaningless at padding) and one routing per routed layer."""
-        conditioning = None if self.conditioner is None else self.conditioner(batch.task_ids_B)
+        conditioning = None if self.conditioner is None else self.conditioner(batch.task_ids_B, batch.example_ids_B)
         x_BSD = self._embed(batch, conditioning)
         mask_B11S = batch.attention_mask_BS[:, None, None, :]
         routings: list[Routing] = []

@@ -29,7 +29,7 @@ FLOORS = {
     "engine": 6,
     "training": 7,
     "doctor": 8, "forecast": 8, "recipes": 8,
-    "train": 9,
+    "studies": 9, "train": 9,
 }  # fmt: skip
 
 

@@ -87,7 +87,12 @@ def build_conditional(
     embedding_size = hidden_size if published else config.embedding_size
     generators = GeneratorFactory(config.generator, num_tasks, embedding_size, zero=not published)
     return ConditionalParts(
-        TaskConditioner(num_tasks, None if config.generator == "table" else embedding_size, published=published),
+        TaskConditioner(
+            num_tasks,
+            None if config.generator == "table" else embedding_size,
+            published=published,
+            condition_on=config.condition_on,
+        ),
         ConditionalAlignment(hidden_size, generators) if plan.alignment else None,
         tuple(
             _layer_parts(config, plan, index, hidden_size=hidden_size, eps=layer_norm_eps, generators=generators)

@@ -46,7 +46,7 @@ class ConditionalConfig(Section):
     mode: Literal["distmoe", "repo"] = Field(
         "distmoe",
         description="distmoe: exactly the unconditioned model before training. repo: the published code's structure "
-        "and fresh values; of the keys below it reads repo_layout and attention.max_length.",
+        "and fresh values; of the keys below it reads repo_layout, condition_on and attention.max_length.",
     )
     repo_layout: Literal["base", "large"] = Field(
         "base",
@@ -57,6 +57,11 @@ class ConditionalConfig(Section):
         "embeddings",
         description="embeddings: also what is frozen may be conditioned. first_trainable: nothing below the lowest "
         "layer that model.freeze leaves trainable, so no gradient crosses the frozen layers.",
+    )
+    condition_on: Literal["task", "random_task", "one_task"] = Field(
+        "task",
+        description="Task whose modulations an example gets: its own, or, as controls, one drawn from the example's "
+        "number (as much noise, no task), or the first task for all (as many parameters, no task).",
     )
     embedding_size: int = Field(64, gt=0, description="Width of a task embedding (mode repo: the model width).")
     generator: Literal["linear", "table"] = Field(
@@ -95,14 +100,14 @@ class ConditionalConfig(Section):
 
     def _refuse_unread_keys(self) -> None:
         """In mode ``repo`` the published code decides; a key that differs from its default would be ignored."""
-        read = {"mode", "repo_layout", "attention.max_length"}
+        read = {"mode", "repo_layout", "condition_on", "attention.max_length"}
         defaults = _leaves(ConditionalConfig.model_construct())
         unread = sorted(key for key, value in _leaves(self).items() if key not in read and value != defaults[key])
         if unread:
             raise ConfigError(
                 "mode repo takes its structure from the published code",
                 got=f"other values for {', '.join(unread)}",
-                expected="no other keys than mode, repo_layout and attention.max_length",
+                expected="no other keys than mode, repo_layout, condition_on and attention.max_length",
                 remedy="remove these keys below model.conditional, or set model.conditional.mode=distmoe",
             )
 

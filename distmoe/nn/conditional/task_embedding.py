@@ -5,12 +5,19 @@ Shape letters: B sequences, T tasks, k width of a task embedding.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from distmoe.nn.conditional.conditioning import Conditioning
 from distmoe.nn.conditional.module import ConditionalModule
 from distmoe.nn.init import init_normal_
+
+ConditionOn = Literal["task", "random_task", "one_task"]
+
+# Odd multipliers of a 64-bit mix like splitmix64 (Steele et al. 2014); products wrap around.
+_EXAMPLE, _TASK, _ROUNDS = 0x9E3779B97F4A7C1, 0x14D049BB133111EB, (0x3F58476D1CE4E5B9, 0x14D049BB133111EB)
 
 
 class TaskTable(nn.Module):
@@ -36,11 +43,20 @@ class TaskConditioner(ConditionalModule):
         num_tasks: T, rows of the table. More rows than tasks leave room to add some without changing any shape.
         embedding_size: k; None if no generator reads an embedding (``generator: table``): then nothing is learned here.
         published: Mode ``repo``: rows start at N(0, std^2) and a linear map, shared by all layers, follows the table.
+        condition_on: Whose row an example reads; the other values than ``task`` are controls.
     """
 
-    def __init__(self, num_tasks: int, embedding_size: int | None, *, published: bool = False) -> None:
+    def __init__(
+        self,
+        num_tasks: int,
+        embedding_size: int | None,
+        *,
+        published: bool = False,
+        condition_on: ConditionOn = "task",
+    ) -> None:
         super().__init__()
         self.num_tasks = num_tasks
+        self.condition_on = condition_on
         self.published = published
         self.table = None if embedding_size is None else TaskTable(num_tasks, embedding_size)
         self.projection: nn.Linear | None = None
@@ -65,8 +81,22 @@ class TaskConditioner(ConditionalModule):
             init_normal_(self.projection.weight, seed=seed, name=f"{name}.projection.weight", std=std)
             nn.init.zeros_(self.projection.bias)
 
-    def forward(self, task_ids_B: Tensor) -> Conditioning:
-        """Returns the conditioning of rows of the given tasks (int64)."""
+    def forward(self, task_ids_B: Tensor, example_ids_B: Tensor | None = None) -> Conditioning:
+        """Returns the conditioning of rows of the given tasks.
+
+        Args:
+            task_ids_B: Task of each row, int64.
+            example_ids_B: Number of each row's example in its split, int64; ``random_task`` draws from it, so that an
+                example meets the same task at every epoch, in training and in evaluation.
+        """
+        if self.condition_on == "one_task":
+            task_ids_B = torch.zeros_like(task_ids_B)
+        elif self.condition_on == "random_task":
+            assert example_ids_B is not None, "a random task is drawn from the number of the example"
+            mixed_B = example_ids_B * _EXAMPLE + (task_ids_B + 1) * _TASK
+            for multiplier in _ROUNDS:
+                mixed_B = (mixed_B ^ (mixed_B >> 29)) * multiplier
+            task_ids_B = (mixed_B ^ (mixed_B >> 32)).remainder(self.num_tasks)
         if self.table is None:
             return Conditioning(task_ids_B, None, None)
         z_Tk = self.table(task_ids_B)

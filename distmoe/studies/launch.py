@@ -1,0 +1,93 @@
+"""Trains one run through ``distmoe/train.py``, in processes of its own, and reads what it has written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import distmoe
+from distmoe.errors import TrainingError
+from distmoe.training.run_folder import RESULT_FILE, SUMMARY_FILE
+
+TRAIN = Path(distmoe.__file__).parent / "train.py"
+# What a study does not need of a run; set before a user's own overrides, which may want them.
+QUIET = ("run.report=false", "run.tensorboard=false", "checkpoint.keep_last=1")
+
+
+def command(recipe: str, overrides: Sequence[str], *, num_ranks: int) -> list[str]:
+    """The command of a run, which goes on where an interrupted one stopped."""
+    launcher = [sys.executable]
+    if num_ranks > 1:
+        launcher += ["-m", "deepspeed.launcher.runner", "--num_gpus", str(num_ranks)]
+    return [*launcher, str(TRAIN), "--recipe", recipe, *overrides]
+
+
+def train(recipe: str, overrides: Sequence[str], *, folder: Path, num_ranks: int) -> dict[str, Any]:
+    """Trains into ``folder`` and returns the outcome; its output goes to ``folder.log``.
+
+    Raises:
+        TrainingError: If the run does not end well, with the last lines of its output.
+    """
+    where = [f"run.output_dir={folder.parent}", f"run.name={folder.name}"]
+    arguments = command(recipe, [*QUIET, *overrides, *where], num_ranks=num_ranks)
+    log = folder.with_name(f"{folder.name}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT, env=os.environ)
+        try:
+            code = process.wait()
+        finally:
+            if process.poll() is None:  # this process is being ended: the run saves a checkpoint and leaves
+                process.terminate()
+                process.wait()
+    if code != 0 or not (folder / RESULT_FILE).is_file():
+        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-6:]
+        raise TrainingError(
+            f"the run {folder.name} has not ended",
+            got=f"exit code {code}; the end of {log}:\n    " + "\n    ".join(tail),
+            expected=f"exit code 0 and {folder / RESULT_FILE}",
+            remedy="correct what the run complains about; the same command goes on with the runs that are missing",
+        )
+    return read_outcome(folder)
+
+
+def read_outcome(folder: Path) -> dict[str, Any]:
+    """Test scores, steps, seconds, parameters and sample accounts of a run that has ended, as plain values."""
+    result = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
+    summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    with (folder / "metrics.jsonl").open(encoding="utf-8") as lines:
+        samples = [line["samples"] for line in map(json.loads, lines) if "samples" in line]
+    shares = summary["shares"]
+    frozen = 0 if shares is None else shares["frozen_backbone"] + shares["frozen_added"]
+    return {
+        "tasks": {name: row["score"] for name, row in result["test"]["tasks"].items()},
+        "metrics": {name: row["metric"] for name, row in result["test"]["tasks"].items()},
+        "steps": result["step"],
+        "best_step": result["best"]["step"],
+        "seconds": result["seconds"],
+        "parameters": summary["parameters"]["total"],
+        "trained": summary["parameters"]["total"] - frozen,
+        "samples": {key: value for key, value in samples[-1].items() if key != "tasks"} if samples else {},
+    }
+
+
+def side_by_side(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One outcome from those of several models, each with tasks of its own: costs and sizes add up."""
+    merged = dict(outcomes[0])
+    for outcome in outcomes[1:]:
+        for key in ("tasks", "metrics"):
+            merged[key] = merged[key] | outcome[key]
+        for key in ("steps", "seconds", "parameters", "trained"):
+            merged[key] += outcome[key]
+        merged["samples"] = {
+            key: merged["samples"][key] + outcome["samples"][key]
+            for key in merged["samples"]
+            if key != "distinct_share"  # of its own tasks
+        }
+        merged["best_step"] = None
+    return merged

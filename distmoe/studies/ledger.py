@@ -1,0 +1,82 @@
+"""The runs that have ended, one JSON line each: what a study that was interrupted does not train again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distmoe.errors import ConfigError
+from distmoe.studies.jobs import Job
+
+Record = dict[str, Any]
+
+
+class Ledger:
+    """``runs.jsonl`` of a study's folder.
+
+    Args:
+        path: The file; it need not exist.
+
+    Raises:
+        ConfigError: If the file is damaged elsewhere than in its last line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.records: dict[tuple[str, int], Record] = {}
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                if number == len(lines):  # a machine that went down while it was written: the run is there still
+                    path.write_text("".join(lines[:-1]), encoding="utf-8")
+                    break
+                raise ConfigError(
+                    f"{path} is damaged",
+                    got=f"line {number}: {line[:60]!r}",
+                    expected="one JSON object per line",
+                    remedy="remove the line; its run is read again from the run's folder",
+                ) from None
+            self.records[record["arm"], record["seed"]] = record
+
+    def find(self, job: Job) -> Record | None:
+        """Returns what a job's runs gave, if they have ended.
+
+        Raises:
+            ConfigError: If the same arm and seed were trained with other settings.
+        """
+        record = self.records.get((job.arm, job.seed))
+        if record is None:
+            return None
+        if record["recipe"] != job.recipe or record["runs"] != _plain(job.runs):
+            old, new = _flat(record["recipe"], record["runs"]), _flat(job.recipe, job.runs)
+            raise ConfigError(
+                f"arm {job.arm}, seed {job.seed} has been trained with other settings",
+                got=" ".join(sorted(new - old)) or "fewer settings",
+                expected=" ".join(sorted(old - new)) or "fewer settings",
+                remedy=f"choose another --out, or remove the line from {self._path}",
+            )
+        return record
+
+    def add(self, job: Job, outcome: Mapping[str, Any]) -> Record:
+        """Appends a line; it is on the disk when this returns."""
+        record = {"arm": job.arm, "seed": job.seed, "recipe": job.recipe, "runs": _plain(job.runs), **outcome}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.records[job.arm, job.seed] = record
+        return record
+
+
+def _plain(runs: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
+    return {name: list(overrides) for name, overrides in runs.items()}
+
+
+def _flat(recipe: str, runs: Mapping[str, Any]) -> set[str]:
+    return {recipe, *(override for overrides in runs.values() for override in overrides)}
