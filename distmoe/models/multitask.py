@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from distmoe.data.batch import TaskBatch
 from distmoe.models.comparison import Comparison, compared_features
@@ -47,6 +49,13 @@ class MultiTaskEncoder(nn.Module):
         pooled_BD = self.dropout(self.pooler(hidden_BSD, batch.attention_mask_BS))
         features = tuple(compared_features(self.encoder, comparison) for comparison in comparisons)
         return ModelOutput(self.heads(pooled_BD, batch.task_ids_B), routings, context, features)
+
+    def served_by(self, batch: TaskBatch, task: int) -> Tensor:
+        """Pooled states of the batch's sequences through the layers of one task, ``[B, D]`` at least float32."""
+        routed = replace(batch, task_ids_B=torch.full_like(batch.task_ids_B, task))
+        hidden_BSD, _ = self.encoder(routed, token_context(routed))
+        pooled_BD: Tensor = self.pooler(hidden_BSD, batch.attention_mask_BS)
+        return pooled_BD.to(torch.promote_types(pooled_BD.dtype, torch.float32))
 
 
 def token_context(batch: TaskBatch) -> TokenContext:

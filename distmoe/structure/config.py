@@ -21,11 +21,17 @@ class LearnConfig(Section):
         description="Steps with and without the proposed merges, from one state, before they are kept or undone; 0: no "
         "trial, every proposal is kept. Below 100 right merges may look wrong.",
     )
+    similarity: Literal["transfer", "cka"] = Field(
+        "transfer",
+        description="What proposes merges. transfer: how well the layers of one task serve the labels of another, "
+        "relative to other pairs; the merge of all candidates is tried beside. cka: the paper's; alike features.",
+    )
     threshold: float = Field(
         0.8,
         gt=0,
         lt=1,
-        description="Similarity above which task groups are proposed; larger merges less, not portable between models.",
+        description="Only cka: similarity above which task groups are proposed; larger merges less, not portable "
+        "between models.",
     )
     tolerance: float = Field(
         0.0,

@@ -1,4 +1,4 @@
-"""Structural learning over ranks, placed on ranks of their own or not, and killed at every stage: ``make test-structural``.
+"""Structural learning over ranks, partitioned or not, and killed at every stage: ``make test-structural``.
 
 Each case prints a line of a table. Nothing is about which tasks belong together: the tolerance is large, every merge is
 kept, and the partition at the end is the same for all.
@@ -22,8 +22,8 @@ from tests.integration.commands import ROOT, TRAIN, metrics, overrides, run_rank
 DRIVERS = ROOT / "tests" / "integration" / "drivers"
 LEARN = (
     "structure.grouping=per_task", "model.moe.experts_per_task_group=2", "schedule.num_steps=24", "run.log_every=1",
-    "structure.learn={task_steps: 4, trial_steps: 3, threshold: 0.6, probe_examples: 64, alignment_examples: 16, "
-    "tolerance: 0.5}",
+    "structure.learn={task_steps: 4, trial_steps: 3, similarity: cka, threshold: 0.6, probe_examples: 64, "
+    "alignment_examples: 16, tolerance: 0.5}",
 )  # fmt: skip
 # Dropout's noise differs by rank.
 CALM = ("model.dropout=0", "model.attention_dropout=0")
@@ -99,9 +99,7 @@ def test_ranks_learn_what_one_process_learns(case: Case, tmp_path: Path, capsys:
     between = sum(layer["bytes_between_task_groups"] for line in lines for layer in line["routing"].values())
     inside = sum(layer["bytes"] for line in lines for layer in line["routing"].values())
     with capsys.disabled():
-        print(
-            f"\n{case}: largest relative difference of a loss {worst:.1e}, bytes in blocks {inside:,}, between {between}"
-        )
+        print(f"\n{case}: losses differ by {worst:.1e} at most; bytes in blocks {inside:,}, between them {between}")
     assert worst <= 1e-5
     assert between == 0
     assert (inside > 0) == (case.ep_size > 1)

@@ -128,7 +128,7 @@ class MixtureSampler:
         self._drawn, self._turns = list(state["drawn"]), list(state["turns"])
         if state["classes"] != self.state_dict()["classes"]:
             _logger.warning(
-                "other ranks train other tasks now (ranks, placement, task groups or batch size): the sampler leaves window "
+                "ranks train other tasks now (ranks, placement, task groups or batch size): the sampler leaves window "
                 "%d after %d of %d steps",
                 self._window,
                 self._step_in_window,

@@ -1,7 +1,7 @@
 """Trains on one process what N ranks train together: ``union.py N EP_SIZE MODE ARGUMENTS...``.
 
-Placed on N ranks, task groups decide which examples a step takes and how they weigh. Here one process takes the union of
-all ranks' examples with these weights, whatever the task groups have become; everything else is the ordinary run.
+Placed on N ranks, task groups decide which examples a step takes and how they weigh. Here one process takes the union
+of all ranks' examples with these weights, whatever the task groups have become; all else is the ordinary run.
 """
 
 from __future__ import annotations
