@@ -28,7 +28,7 @@ RUN := runs/demo
 TEXT := stiklo febro stoma soste tise foklu rafli tovu susi digi grobi digi braku rose mego flego
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv demo test test-slow test-cluster lint format docs bench clean
+.PHONY: help install venv demo test test-slow test-cluster test-structural lint format docs bench clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -62,6 +62,9 @@ test-slow: venv  ## The tests that take minutes
 test-cluster: venv  ## The batch scripts on a real Slurm of three nodes, on this machine (root; Debian's packages)
 	tests/cluster/slurm/install.sh
 	$(BIN)/python -m pytest -m cluster -rs tests/cluster $(ARGS)
+
+test-structural: venv  ## Structural learning over 2, 4 and 5 ranks and killed at every stage, as two tables
+	$(BIN)/python -m pytest -m structural tests/integration/test_structural_ranks.py $(ARGS)
 
 lint: venv  ## Style, types and spelling
 	$(BIN)/ruff check .

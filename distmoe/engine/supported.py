@@ -6,7 +6,7 @@ Everything else is refused before anything is built, with the reason and the rem
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distmoe.engine.ds_config import DeepSpeedSettings
 from distmoe.errors import ConfigError
@@ -203,13 +203,30 @@ def lookup(case: Combination) -> Row:
     return next(row for row in TABLE if row.matches(case))
 
 
-def check(settings: DeepSpeedSettings, *, placement: Placement | None, num_ranks: int, routed: bool) -> None:
+def check(
+    settings: DeepSpeedSettings,
+    *,
+    placement: Placement | None,
+    num_ranks: int,
+    routed: bool,
+    spans_may_change: bool = False,
+) -> None:
     """Refuses a run that would not train exactly.
+
+    Args:
+        settings: DeepSpeed's.
+        placement: Of the run; None for a dense model.
+        num_ranks: World size.
+        routed: Whether the model has routed layers.
+        spans_may_change: Task groups will be merged and placed anew: what only equal spans allow is refused now.
 
     Raises:
         ConfigError: With the row's reason and remedy.
     """
-    row = lookup(combination(settings, placement=placement, num_ranks=num_ranks, routed=routed))
+    case = combination(settings, placement=placement, num_ranks=num_ranks, routed=routed)
+    if spans_may_change and case.partitioned:
+        case = replace(case, uniform=False, symmetric=False)
+    row = lookup(case)
     if not row.supported:
         raise ConfigError(
             f"{settings.source}: this combination is refused: {row.note}",

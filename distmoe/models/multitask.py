@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from distmoe.data.batch import TaskBatch
@@ -51,6 +53,13 @@ class MultiTaskEncoder(nn.Module):
     def trunk(self, batch: TaskBatch) -> Tensor:
         """Returns the states ``[B, S, D]`` behind the encoder's frozen trunk; no collective."""
         return self.encoder.trunk(batch, token_context(batch))
+
+    def served_by(self, batch: TaskBatch, task: int) -> Tensor:
+        """Pooled states of the batch's sequences through the layers of one task, ``[B, D]`` at least float32."""
+        routed = replace(batch, task_ids_B=torch.full_like(batch.task_ids_B, task))
+        hidden_BSD, _ = self.encoder(routed, token_context(routed))
+        pooled_BD: Tensor = self.pooler(hidden_BSD, batch.attention_mask_BS)
+        return pooled_BD.to(torch.promote_types(pooled_BD.dtype, torch.float32))
 
 
 def token_context(batch: TaskBatch) -> TokenContext:

@@ -66,6 +66,10 @@ class Placement:
         block = self.block_of(rank)
         return next(span for span in self.layers[layer] if block in span.blocks)
 
+    def span_ranks(self, layer: int, rank: int) -> tuple[int, ...]:
+        """Ranks that host the same task groups of a layer as ``rank``, ascending."""
+        return tuple(one for block in self.span_of(layer, rank).blocks for one in self.block_ranks(block))
+
     def replica_ranks(self, layer: int, rank: int) -> tuple[int, ...]:
         """Ranks that hold a copy of ``rank``'s experts of a layer: its expert-data-parallel ranks, ascending."""
         return tuple(block * self.ep_size + rank % self.ep_size for block in self.span_of(layer, rank).blocks)

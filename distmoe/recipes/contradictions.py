@@ -172,13 +172,6 @@ def _check_learning(config: RunConfig, learn: LearnConfig) -> None:
             remedy="set model.conditional=null and model.freeze=none while learning; train on with the learned "
             "structure.grouping",
         )
-    if config.parallel.placement != "colocated":
-        raise ConfigError(
-            "structural learning is not implemented for partitioned placement",
-            got=f"parallel.placement={config.parallel.placement}",
-            expected="colocated",
-            remedy="set parallel.placement=colocated while learning; train on with the learned structure.grouping",
-        )
     if config.run.early_stop is not None:
         raise ConfigError(
             "early stopping would end training before the structure is learned",

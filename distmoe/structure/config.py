@@ -21,14 +21,28 @@ class LearnConfig(Section):
         description="Steps with and without the proposed merges, from one state, before they are kept or undone; 0: no "
         "trial, every proposal is kept. Below 100 right merges may look wrong.",
     )
+    similarity: Literal["transfer", "cka"] = Field(
+        "transfer",
+        description="What proposes merges. transfer: how well the layers of one task serve the labels of another, "
+        "relative to other pairs; the merge of all candidates is tried beside. cka: the paper's; alike features.",
+    )
     threshold: float = Field(
         0.8,
         gt=0,
         lt=1,
-        description="Similarity above which task groups are proposed; larger merges less, not portable between models.",
+        description="Only cka: similarity above which task groups are proposed; larger merges less, not portable "
+        "between models.",
     )
     tolerance: float = Field(
-        0.02, ge=0, description="A merge is kept if the validation loss of its tasks grows by no more than this share."
+        0.0,
+        ge=0,
+        description="Share of its tasks' validation loss that a merge may cost, against training on without it.",
+    )
+    confidence: float = Field(
+        1.0,
+        ge=0,
+        description="Standard errors of that cost, over validation examples, that are forgiven as noise; larger keeps "
+        "more merges.",
     )
     alignment: float = Field(
         0.2, ge=0, lt=1, description="Weight of the term that keeps unmerged layers comparable; near 1 all merge."

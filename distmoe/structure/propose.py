@@ -11,12 +11,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distmoe.errors import ConfigError
 from distmoe.structure.frontier import Frontier
 from distmoe.structure.plan import Ban, Merge, MergePlan, tasks_of
-from distmoe.structure.search import EXACT_UP_TO, find_partition
+from distmoe.structure.search import EXACT_UP_TO, find_partition, find_positive
 from distmoe.structure.similarity import Similarity
 from distmoe.tasks import TaskGrouping
 from distmoe.tasks.grouping import TaskGroup
@@ -24,28 +24,30 @@ from distmoe.tasks.grouping import TaskGroup
 
 @dataclass(frozen=True)
 class Proposal:
-    """What the grouping rule says about one frontier.
+    """What is proposed for one frontier.
 
     Attributes:
         frontier: The task groups that were compared.
         similarity: Of the frontier's members, in their order.
-        threshold: That the rule was applied with.
-        partition: The rule's partition of the frontier's tasks, those below the threshold included.
-        value: V of the partition.
-        merges: The task groups that pass the threshold, ascending.
+        threshold: That the paper's rule was applied with; None: the similarity is relative, its zero decides.
+        partition: Of the frontier's tasks, those that stay alone included.
+        value: V of the partition: the mean over members of their mean similarity to the others of their set.
+        merges: The task groups that the similarity suggests, ascending.
         mean_similarities: Mean similarity inside each merge.
+        whole: The merge of all members, if it is to be tried beside them.
     """
 
     frontier: Frontier
     similarity: Similarity
-    threshold: float
+    threshold: float | None
     partition: tuple[TaskGroup, ...]
     value: float
     merges: tuple[Merge, ...]
     mean_similarities: tuple[float, ...]
+    whole: Merge | None = None
 
     def to_json(self) -> dict[str, object]:
-        """One record for metrics and reports."""
+        """One record for metrics, reports and checkpoints."""
         return {
             "frontier": self.frontier.to_json(),
             "similarity": self.similarity.to_json(),
@@ -54,23 +56,41 @@ class Proposal:
             "value": self.value,
             "merges": [merge.to_json() for merge in self.merges],
             "mean_similarities": list(self.mean_similarities),
+            "whole": None if self.whole is None else self.whole.to_json(),
         }
+
+    @classmethod
+    def from_json(cls, value: dict) -> Proposal:
+        return cls(
+            Frontier.from_json(value["frontier"]),
+            Similarity.from_values(value["similarity"]),
+            value["threshold"],
+            tuple(tuple(tasks) for tasks in value["partition"]),
+            value["value"],
+            tuple(Merge.from_json(row) for row in value["merges"]),
+            tuple(value["mean_similarities"]),
+            None if value["whole"] is None else Merge.from_json(value["whole"]),
+        )
 
 
 def propose(
     frontier: Frontier,
     similarity: Similarity,
     *,
-    threshold: float,
+    threshold: float | None,
     bans: Collection[Ban] = (),
     exact_up_to: int = EXACT_UP_TO,
 ) -> Proposal:
     """Applies the grouping rule to a frontier.
 
+    A relative similarity (``threshold`` None) tells which members are more alike than others, not whether all of them
+    are: the merge of all is proposed beside its task groups, and a trial decides between them.
+
     Args:
         frontier: The task groups that may be joined.
         similarity: Of ``frontier.members``, in their order.
-        threshold: See :func:`distmoe.structure.search.find_partition`.
+        threshold: See :func:`distmoe.structure.search.find_partition`; None: see
+            :func:`distmoe.structure.search.find_positive`.
         bans: Merges that were tried and rejected.
         exact_up_to: See :func:`distmoe.structure.search.find_partition`.
 
@@ -85,30 +105,37 @@ def propose(
             remedy="compute the similarities of the frontier's members, in their order",
         )
 
-    def task_groups(members: Sequence[int]) -> tuple[TaskGroup, ...]:
-        return tuple(frontier.members[member] for member in members)
+    def merge_of(members: Sequence[int]) -> Merge:
+        return Merge(frontier.layer, tuple(frontier.members[member] for member in members))
 
-    def banned(members: tuple[int, ...]) -> bool:
-        tasks = tasks_of(task_groups(members))
+    def banned(members: Sequence[int]) -> bool:
+        tasks = tasks_of(frontier.members[member] for member in members)
         return any(ban.forbids(frontier.layer, tasks) for ban in bans)
 
-    found = find_partition(similarity, threshold=threshold, banned=banned, exact_up_to=exact_up_to)
-    accepted = sorted((Merge(frontier.layer, task_groups(members)), members) for members in found.accepted)
+    everyone = tuple(range(len(frontier.members)))
+    if threshold is None:
+        found = find_positive(similarity, banned=banned)
+        whole = None if banned(everyone) or found.accepted == (everyone,) else merge_of(everyone)
+    else:
+        found = find_partition(similarity, threshold=threshold, banned=banned, exact_up_to=exact_up_to)
+        whole = None
+    accepted = sorted((merge_of(members), members) for members in found.accepted)
     return Proposal(
         frontier,
         similarity,
         threshold,
-        tuple(tasks_of(task_groups(members)) for members in found.partition),
+        tuple(tasks_of(frontier.members[member] for member in members) for members in found.partition),
         found.value,
         tuple(merge for merge, _ in accepted),
         tuple(similarity.mean_within(members) for _, members in accepted),
+        whole,
     )
 
 
 def plan_merges(
     grouping: TaskGrouping, proposals: Iterable[Proposal], *, version: int, loads: Sequence[int]
 ) -> MergePlan:
-    """All proposals of a structural phase as one plan.
+    """The suggested task groups of all frontiers as one plan.
 
     Args:
         grouping: The grouping in force.
@@ -121,3 +148,17 @@ def plan_merges(
     """
     merges = tuple(sorted(merge for proposal in proposals for merge in proposal.merges))
     return MergePlan(version, grouping, merges, tuple(int(load) for load in loads))
+
+
+def plan_trials(
+    grouping: TaskGrouping, proposals: Sequence[Proposal], *, version: int, loads: Sequence[int]
+) -> tuple[MergePlan, ...]:
+    """All plans that a structural phase tries: whole frontiers merged, then the suggested task groups.
+
+    Arguments and errors are those of :func:`plan_merges`. Plans without merges are left out; if nothing is proposed,
+    the one plan has none.
+    """
+    fine = plan_merges(grouping, proposals, version=version, loads=loads)
+    wholes = [proposal.merges if proposal.whole is None else (proposal.whole,) for proposal in proposals]
+    coarse = replace(fine, merges=tuple(sorted(merge for merges in wholes for merge in merges)))
+    return tuple(plan for plan in dict.fromkeys((coarse, fine)) if plan.merges) or (fine,)

@@ -76,6 +76,18 @@ def find_partition(
     return Found(partition, float(value), accepted)
 
 
+def find_positive(similarity: Similarity, *, banned: Banned = lambda members: False) -> Found:
+    """Average linkage of a relative similarity, whose zero is "as alike as any two": joins while the mean is above 0.
+
+    Args:
+        similarity: Of the members, for example :func:`distmoe.structure.transfer.affinity`.
+        banned: Whether a set of members must not be merged.
+    """
+    partition = _average_linkage(similarity, 0, banned)
+    value = Fraction(sum(_score(similarity, members) for members in partition), similarity.num_members * UNIT)
+    return Found(partition, float(value), tuple(members for members in partition if len(members) > 1))
+
+
 def check_threshold(threshold: float) -> None:
     """Raises ConfigError if a similarity threshold is outside (0, 1)."""
     if not 0.0 < threshold < 1.0:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distmoe.data.batch import TaskBatch
-from distmoe.tasks import TaskSet
+from distmoe.tasks import TaskSet, TaskSpec
 from distmoe.training.agreement import is_distributed
 from distmoe.training.metrics import macro, score
 from distmoe.training.objective import example_losses, predictions, regression_mask
@@ -72,12 +72,14 @@ class Evaluation:
         tasks: In the order of the task set; tasks without this split are left out.
         macro: Mean of the scores.
         seconds: Wall time.
+        example_losses: By task name, the loss of every example in the order of the split, float64.
     """
 
     split: str
     tasks: tuple[TaskScore, ...]
     macro: float
     seconds: float
+    example_losses: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -110,8 +112,11 @@ def evaluate(
     own = torch.cat(chunks) if chunks else torch.zeros(0, _COLUMNS, dtype=torch.float64, device=engine.device)
     rows = gather_rows(own).cpu().numpy()
     _check_complete(rows, sizes, split)
-    results = tuple(_score_task(tasks, task, rows[rows[:, 0] == task]) for task in range(len(tasks)) if sizes[task])
-    return Evaluation(split, results, macro(row.score for row in results), time.monotonic() - began)
+    # Sorted by example, so that float sums do not depend on how the examples were dealt to ranks.
+    by_task = {task: own[np.argsort(own[:, 1])] for task in range(len(tasks)) if len(own := rows[rows[:, 0] == task])}
+    results = tuple(_score_task(tasks[task], own) for task, own in by_task.items())
+    losses = {tasks[task].name: own[:, 4] for task, own in by_task.items()}
+    return Evaluation(split, results, macro(row.score for row in results), time.monotonic() - began, losses)
 
 
 def gather_rows(rows_RC: Tensor) -> Tensor:
@@ -153,8 +158,5 @@ def _check_complete(rows: NDArray[np.float64], sizes: tuple[int, ...], split: st
     assert counts == sizes, f"{split}: evaluated {counts} examples per task, the split has {sizes}"
 
 
-def _score_task(tasks: TaskSet, task: int, rows: NDArray[np.float64]) -> TaskScore:
-    # Sorted by example, so that float sums do not depend on how the examples were dealt to ranks.
-    rows = rows[np.argsort(rows[:, 1])]
-    spec = tasks[task]
+def _score_task(spec: TaskSpec, rows: NDArray[np.float64]) -> TaskScore:
     return TaskScore(spec.name, spec.metric, score(spec, rows[:, 2], rows[:, 3]), float(rows[:, 4].mean()), len(rows))

@@ -6,7 +6,7 @@ Between two log lines everything stays on the device; :meth:`Journal.log` reads 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ class Journal:
         lr: Peak learning rate.
         rank: Of this process.
         traffic: What this rank's all-to-alls send, per routed layer.
+        hosts: Per routed layer, the ranks that host the same task groups as this one.
     """
 
     def __init__(
@@ -64,10 +65,12 @@ class Journal:
         lr: float,
         rank: int = 0,
         traffic: Sequence[TrafficCounter] = (),
+        hosts: Sequence[Collection[int]] = (),
     ) -> None:
+        assert len(hosts) == len(traffic), "one set of hosts per counter"
         self._tasks, self._layers, self._lr, self._rank = tasks, tuple(routed_layers), lr, rank
         self.window, self.statistics = window, statistics
-        self._all_reduce, self._traffic = all_reduce, tuple(traffic)
+        self._all_reduce, self._traffic, self._hosts = all_reduce, tuple(traffic), tuple(hosts)
         self._monitor, self._progress = monitor, progress
         self._last = (0.0, 0.0)  # learning rate and gradient norm of the last step
         self._clock = _Clock()
@@ -85,7 +88,8 @@ class Journal:
         """Adds one optimizer step; ``losses`` is empty for a skipped one."""
         for one, batch in zip(losses, batches, strict=False):
             self.window.add(one, num_tokens=batch.token_index_T.shape[0])
-        self.window.count([counter.read().bytes for counter in self._traffic])
+        outside = [counter.bytes_outside(ranks) for counter, ranks in zip(self._traffic, self._hosts, strict=True)]
+        self.window.count([counter.read().bytes for counter in self._traffic] + outside)
         self._reset_traffic()
         self._last = (self._lr * factor, result.grad_norm)
         self._clock.step_ended()
@@ -121,10 +125,12 @@ class Journal:
         if self.statistics is not None:
             layers = self.statistics.read(self._all_reduce)
             self.statistics.clear()
-            sent = summary.counters if summary is not None else (0,) * len(layers)
+            sent = summary.counters if summary is not None else (0,) * (2 * len(layers))
             record["routing"] = {
-                f"layer_{number}": self._routing(layer, bytes_sent)
-                for number, layer, bytes_sent in zip(self._layers, layers, sent, strict=True)
+                f"layer_{number}": self._routing(layer, bytes_sent, bytes_outside)
+                for number, layer, bytes_sent, bytes_outside in zip(
+                    self._layers, layers, sent[: len(layers)], sent[len(layers) :], strict=True
+                )
             }
         if self.accounts is not None:
             record["samples"] = self.accounts.to_json(self._tasks.names)
@@ -176,11 +182,12 @@ class Journal:
         for counter in self._traffic:
             counter.reset()
 
-    def _routing(self, layer: LayerStatistics, bytes_sent: int) -> dict[str, Any]:
+    def _routing(self, layer: LayerStatistics, bytes_sent: int, bytes_outside: int) -> dict[str, Any]:
         return {
             "load": list(layer.rows),
             "tasks": {spec.name: list(rows) for spec, rows in zip(self._tasks, layer.rows_by_task, strict=True)},
             "bytes": bytes_sent,
+            "bytes_between_task_groups": bytes_outside,
             "dropped": layer.dropped,
             "drop_rate_at_1_25": layer.drop_rate_at_1_25,
             "entropy": layer.mean_entropy,

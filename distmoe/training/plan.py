@@ -32,6 +32,9 @@ class Plan:
         routed_layers: Model layers that are routed.
         grouping: Who shares them.
         settings: DeepSpeed's configuration, completed.
+        parallel: How ranks are used.
+        num_ranks: World size.
+        learning: Whether structural learning will change the grouping.
     """
 
     sources: Sources
@@ -41,6 +44,7 @@ class Plan:
     settings: DeepSpeedSettings
     parallel: ParallelConfig
     num_ranks: int
+    learning: bool
 
     @property
     def tasks(self) -> TaskSet:
@@ -65,7 +69,13 @@ class Plan:
             mode=self.parallel.placement,
         )
         routed = bool(self.routed_layers)
-        supported.check(self.settings, placement=placement, num_ranks=self.num_ranks, routed=routed)
+        supported.check(
+            self.settings,
+            placement=placement,
+            num_ranks=self.num_ranks,
+            routed=routed,
+            spans_may_change=self.learning,
+        )
         return placement
 
 
@@ -101,6 +111,7 @@ def make_plan(config: RunConfig, env: RankEnv) -> Plan:
         settings=settings,
         parallel=config.parallel,
         num_ranks=env.world_size,
+        learning=config.structure.learn is not None,
     )
     if config.parallel.placement == "colocated":
         # Mixture weights, known only after the data is read, do not matter here: an unsupported combination is

@@ -20,6 +20,7 @@ from distmoe.errors import CheckpointError
 from distmoe.log import get_logger
 from distmoe.parallel.env import RankEnv
 from distmoe.parallel.placement import Placement
+from distmoe.structure.transfer import check_examples
 from distmoe.training import summary
 from distmoe.training.agreement import Agreement
 from distmoe.training.config import RunConfig
@@ -77,6 +78,8 @@ def _structure(
         return None, None
     check_learning(config, plan.tasks, plan.grouping, zero_stage=plan.settings.stage)
     probe = ProbeSet(data.encoded, num_examples=learn.probe_examples, seed=config.run.seed)
+    if learn.similarity == "transfer":
+        check_examples(probe.counts(), plan.tasks.names)
     if folder.resume_from is None:
         state = StructureState.begin(
             plan.grouping, learn, num_steps=config.schedule.num_steps, probe=probe.probe.sha256

@@ -147,7 +147,7 @@ class Workshop:
         pin_memory = engine.device.type == "cuda"
         loader = self.agreement.run(lambda: _build_loader(config, data, placement, hosted, rank=env.rank))
         eval_loader = data.eval_loader(placement, rank=env.rank, pin_memory=pin_memory)
-        alignment = self._alignment(plan, state, engine)
+        alignment = self._alignment(plan, placement, hosted, state)
         objective = Objective(
             plan.tasks,
             plan.grouping,
@@ -158,7 +158,7 @@ class Workshop:
             alignment=alignment,
         )
         journal = _build_journal(
-            config, plan, hosted, auxiliary_names=objective.auxiliary_names, rank=env.rank, outlets=outlets
+            config, plan, placement, hosted, names=objective.auxiliary_names, rank=env.rank, outlets=outlets
         )
         journal.accounts = loader.accounts
         checkpoints = Checkpoints(
@@ -203,19 +203,24 @@ class Workshop:
             process_groups=hosted.process_groups,
         )
 
-    def _alignment(self, plan: Plan, state: TrainerState, engine: Engine) -> AlignmentTerm | None:
+    def _alignment(self, plan: Plan, placement: Placement, hosted: Hosted, state: TrainerState) -> AlignmentTerm | None:
         """The term of the frontiers in force; none where its weight is 0."""
         learn, structure = self.config.structure.learn, state.structure
         if learn is None or structure is None or self.probe is None or not learn.alignment:
             return None
-        return AlignmentTerm(
-            structure.frontiers if structure.is_learning else (),
+        term = AlignmentTerm(
             probe=self.probe,
             model_layers=plan.routed_layers,
+            grouping=plan.grouping,
+            placement=placement,
+            rank=self.env.rank,
             weight=learn.alignment,
             num_examples=min(learn.alignment_examples, len(self.probe)),
-            device=engine.device,
+            width=plan.shape.hidden_size,
+            device=hosted.engine.device,
         )
+        term.follow(structure.frontiers if structure.is_learning else ())
+        return term
 
 
 def _build_loader(config: RunConfig, data: RunData, placement: Placement, hosted: Hosted, *, rank: int) -> StepLoader:
@@ -247,7 +252,14 @@ def _build_trunk(config: RunConfig, hosted: Hosted, pools: PoolLoader) -> Frozen
 
 
 def _build_journal(
-    config: RunConfig, plan: Plan, hosted: Hosted, *, auxiliary_names: tuple[str, ...], rank: int, outlets: Outlets
+    config: RunConfig,
+    plan: Plan,
+    placement: Placement,
+    hosted: Hosted,
+    *,
+    names: tuple[str, ...],
+    rank: int,
+    outlets: Outlets,
 ) -> Journal:
     moe, on = config.model.moe, hosted.engine.device
     statistics = None
@@ -262,7 +274,7 @@ def _build_journal(
     return Journal(
         tasks=plan.tasks,
         routed_layers=plan.routed_layers,
-        window=LossWindow(len(plan.tasks), auxiliary_names, num_counters=len(hosted.traffic), device=on),
+        window=LossWindow(len(plan.tasks), names, num_counters=2 * len(hosted.traffic), device=on),
         statistics=statistics,
         all_reduce=_all_reduce if is_distributed() else None,
         monitor=outlets.monitor,
@@ -270,6 +282,7 @@ def _build_journal(
         lr=config.optimizer.lr,
         rank=rank,
         traffic=hosted.traffic,
+        hosts=[placement.span_ranks(layer, rank) for layer in range(len(hosted.traffic))],
     )
 
 

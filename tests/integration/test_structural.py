@@ -24,8 +24,8 @@ TOOL = ROOT / "tools" / "learn_groups.py"
 NAMES = ("planted0_a", "planted0_low", "planted1_a", "planted1_low")
 LEARN = (
     "structure.grouping=per_task", "model.moe.experts_per_task_group=1", "schedule.num_steps=24",
-    "structure.learn={task_steps: 4, trial_steps: 3, threshold: 0.6, probe_examples: 64, alignment_examples: 16, "
-    "tolerance: 0.5}",
+    "structure.learn={task_steps: 4, trial_steps: 3, similarity: cka, threshold: 0.6, probe_examples: 64, "
+    "alignment_examples: 16, tolerance: 0.5}",
 )  # fmt: skip
 
 pytestmark = pytest.mark.timeout(1500)

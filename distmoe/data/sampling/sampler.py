@@ -128,7 +128,8 @@ class MixtureSampler:
         self._drawn, self._turns = list(state["drawn"]), list(state["turns"])
         if state["classes"] != self.state_dict()["classes"]:
             _logger.warning(
-                "ranks or batch size changed: the sampler leaves window %d after %d of %d steps",
+                "ranks train other tasks now (ranks, placement, task groups or batch size): the sampler leaves window "
+                "%d after %d of %d steps",
                 self._window,
                 self._step_in_window,
                 self._config.bucket_window,

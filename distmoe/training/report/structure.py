@@ -15,7 +15,7 @@ _NUMBERED = 16  # members up to which a cell shows its number
 
 
 def similarity_maps(history: RunHistory, theme: Theme) -> Figure:
-    """One heat map per phase and frontier: unbiased CKA of its members; merges that were kept are framed."""
+    """One heat map per phase and frontier: similarity of its members; merges that were kept are framed."""
     panels = [(line, proposal) for line in history.structure for proposal in line["structure"]["proposals"]]
     rows, columns = grid_shape(len(panels), columns=3)
     size = max(len(proposal["frontier"]["members"]) for _, proposal in panels)
@@ -40,14 +40,17 @@ def merge_table(history: RunHistory) -> str:
                     html.Cell(f"{record['phase']} (step {line['step']})"),
                     html.Cell(f"layer {_model_layer(history, merge['layer'])}", text=True),
                     html.Cell(" + ".join(_names(history, member) for member in merge["members"]), text=True),
-                    html.Cell(f"{100 * (verdict['against_control'] - 1):+.1f} %"),
+                    html.Cell(_cost(verdict["against_control"])),
+                    html.Cell("" if verdict["against_rival"] is None else _cost(verdict["against_rival"])),
                     html.Cell(f"{100 * (verdict['against_before'] - 1):+.1f} %"),
                     html.Cell("kept" if kept else "undone", "good" if kept else "bad"),
                     html.Cell(f"{count['before']:,} → {count['after']:,}"),
                 ]
             )
-    header = ("phase", "at", "merge", "loss against no merge", "against before", "outcome", "parameters")
-    return html.table(header, rows, text_columns=3) if rows else "<p>No merge was proposed.</p>"
+    header = ("phase", "at", "merge", "loss against no merge", "against its task groups", "against before", "outcome",
+              "parameters")  # fmt: skip
+    table = html.table(header, rows, text_columns=3) if rows else "<p>No merge was proposed.</p>"
+    return table + f"<p>{_spell_seconds(history)}</p>"
 
 
 def _panel(axes: Any, theme: Theme, history: RunHistory, line: Record, proposal: Record) -> None:
@@ -65,13 +68,17 @@ def _panel(axes: Any, theme: Theme, history: RunHistory, line: Record, proposal:
     table = np.asarray(proposal["similarity"], dtype=float)[np.ix_(order, order)]
     title = f"phase {line['structure']['phase']}, layer {_model_layer(history, layer)}"
     dress(axes, theme, title=title, grid=False)
-    # The residual pushes all similarities towards 1; what matters is the difference between them.
-    lowest = min(float(table.min()), 0.95)
-    axes.imshow(table, cmap=theme.sequence, vmin=lowest, vmax=1.0, interpolation="nearest")
+    others = table[~np.eye(len(order), dtype=bool)]
+    if proposal["threshold"] is None:
+        lowest, highest = float(others.min()), float(max(others.max(), others.min() + 1e-6))
+    else:
+        # The residual pushes all values of CKA towards 1; what matters is the difference between them.
+        lowest, highest = min(float(table.min()), 0.95), 1.0
+    axes.imshow(table, cmap=theme.sequence, vmin=lowest, vmax=highest, interpolation="nearest")
     if len(order) <= _NUMBERED:
         for row, column in np.argwhere(~np.eye(len(order), dtype=bool)):
-            bright = (table[row, column] - lowest > 0.6 * (1.0 - lowest)) == (theme.name == "light")
-            value, colour = f"{table[row, column]:.2f}".lstrip("0"), "#ffffff" if bright else "#1f2430"
+            bright = (table[row, column] - lowest > 0.6 * (highest - lowest)) == (theme.name == "light")
+            value, colour = f"{table[row, column]:.2f}".replace("0.", "."), "#ffffff" if bright else "#1f2430"
             axes.text(column, row, value, ha="center", va="center", fontsize=6, color=colour)
     labels = [_names(history, members[place]) for place in order]
     axes.set_xticks(range(len(order)), labels, rotation=90)
@@ -82,6 +89,18 @@ def _panel(axes: Any, theme: Theme, history: RunHistory, line: Record, proposal:
         if places:
             corner, side = min(places) - 0.5, len(places)
             axes.add_patch(Rectangle((corner, corner), side, side, fill=False, edgecolor=theme.second, linewidth=1.8))
+
+
+def _cost(cost: Record) -> str:
+    """A ratio of losses as a change with its standard error."""
+    return f"{100 * (cost['ratio'] - 1):+.1f} % ± {100 * cost['noise']:.1f}"
+
+
+def _spell_seconds(history: RunHistory) -> str:
+    """What the phases cost; repeated lines of one phase are of a run that was resumed."""
+    records = [line["structure"] for line in history.structure]
+    seconds, steps = (sum(record[key] for record in records) for key in ("seconds", "steps_worth"))
+    return f"structural phases: {len(records)}. They took {seconds:.0f} s, as long as {steps:.0f} training steps."
 
 
 def _merge_of(member: tuple[int, ...], kept: list[set[tuple[int, ...]]]) -> int:

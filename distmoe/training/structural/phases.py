@@ -2,10 +2,11 @@
 
 At a border, between two optimizer steps:
 
-1. Task groups are compared and merges proposed; all ranks compare the hash of the plan.
-2. A checkpoint is written that names the plan. A run that is killed from here on tries it again from there.
-3. Trial: from that checkpoint, so many steps without the merges and so many with them; validation losses decide.
-4. All merges kept: training goes on behind the trial. Otherwise it goes back to the checkpoint, with what was kept.
+1. Task groups are compared and merges proposed; all ranks compare the hash of the plans.
+2. A checkpoint is written that names the plans. A run that is killed from here on tries them again from there.
+3. Trial: from that checkpoint, so many steps without merges and so many with each plan; validation losses decide.
+4. The last plan kept as it is: training goes on behind its trial. Otherwise it goes back to the checkpoint, with what
+   was kept.
 5. A checkpoint of the new structure is written.
 
 The engine is built anew for every change: weights and moments are carried by name through the checkpoint.
@@ -13,27 +14,25 @@ The engine is built anew for every change: weights and moments are carried by na
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
 from distmoe.errors import TrainingError
-from distmoe.structure.plan import MergePlan
-from distmoe.structure.propose import Proposal, plan_merges, propose
+from distmoe.structure.propose import Proposal, plan_trials, propose
 from distmoe.training.agreement import is_distributed
-from distmoe.training.evaluate import Evaluation
 from distmoe.training.journal import Outlets
-from distmoe.training.monitor import Buffer, Monitor
-from distmoe.training.progress import Progress
 from distmoe.training.stop_signal import StopSignal
-from distmoe.training.structural.similarity import compare
-from distmoe.training.structural.state import StructureState
-from distmoe.training.structural.trial import Losses, Verdict, judge
+from distmoe.training.structural.arms import try_plans
+from distmoe.training.structural.similarity import Comparer
+from distmoe.training.structural.state import Pending, StructureState
+from distmoe.training.structural.trial import Cost, Rule, Verdict, judge
 
 if TYPE_CHECKING:
+    from distmoe.structure.config import LearnConfig
     from distmoe.training.trainer import Ended
     from distmoe.training.workshop import Run, Workshop
 
@@ -63,71 +62,49 @@ def train_in_phases(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[Run
 
 
 def _structural_phase(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[Run, Ended | None]:
-    began, structure = time.perf_counter(), _structure_of(run)
+    began, structure, learn = time.perf_counter(), _structure_of(run), _learn(workshop)
+    step, seconds_per_step = run.state.step, run.state.train_seconds / max(run.state.step, 1)
     before = run.evaluate("validation")
-    step = run.state.step
     if structure.pending is None:
         proposals = _propose(workshop, run, structure)
-        plan = _plan(workshop, structure, proposals)
-        structure = structure.propose(plan, tuple(proposal.to_json() for proposal in proposals))
-        if plan.merges:
+        structure = structure.propose(_plan(workshop, structure, proposals))
+        if structure.pending is not None and structure.pending.merges:
             run.state.structure = structure
             run.checkpoints.save(before)
     pending = structure.pending
     assert pending is not None
-    plan = pending.plan
     checkpoint = workshop.folder.checkpoints / f"step_{step}"
     parameters, outlets = run.parameters, run.journal.outlets
     verdicts: tuple[Verdict, ...] = ()
-    if plan.merges:
-        run, verdicts, stopped = _try(workshop, run, stop, plan=plan, checkpoint=checkpoint, before=before)
-        if stopped is not None:
+    if pending.merges:
+        outlets.progress.say(_spell_plans(pending, step))
+        tried = try_plans(
+            workshop, run, stop, pending=pending, checkpoint=checkpoint, before=before, num_steps=learn.trial_steps
+        )
+        run = tried.run
+        if tried.stopped is not None:
             run.journal.report_to(outlets)
-            return run, stopped
-    kept = plan.keep([verdict.merge for verdict in verdicts if verdict.accepted])
-    if len(kept.merges) < len(plan.merges):
+            return run, tried.stopped
+        if tried.outcome is None:
+            verdicts = tuple(Verdict(merge, Cost(1.0, 0.0), None, 1.0, True) for merge in pending.plans[-1].merges)
+        else:
+            rule = Rule(tolerance=learn.tolerance, confidence=learn.confidence)
+            verdicts = judge(pending, workshop.plan.tasks, tried.outcome, rule)
+    kept = pending.keep([verdict.merge for verdict in verdicts if verdict.accepted])
+    if kept.merges == pending.plans[-1].merges:
+        if pending.merges:
+            tried.lines.hand_over(outlets.monitor)
+    else:
         run = workshop.rebuild(run, merges=kept, checkpoint=checkpoint, outlets=outlets, on_trial=False)
-    structure = structure.decide(
-        kept, _learn(workshop), step=run.state.step, num_steps=workshop.config.schedule.num_steps
-    )
+    structure = structure.decide(kept, learn, step=run.state.step, num_steps=workshop.config.schedule.num_steps)
     run = _settled(run, structure, outlets)
     record = _record(pending.proposals, verdicts, structure, before=parameters, after=run.parameters)
-    run.journal.restructured(record | {"seconds": round(time.perf_counter() - began, 2)}, run.state.step)
+    seconds = time.perf_counter() - began
+    record |= {"seconds": round(seconds, 2), "steps_worth": round(seconds / seconds_per_step, 1)}
+    run.journal.restructured(record, run.state.step)
     run.journal.say(_spell(record, run.state.step))
     run.checkpoints.save(before if run.state.step == step and not kept.merges else None)
     return run, None
-
-
-def _try(
-    workshop: Workshop, run: Run, stop: StopSignal, *, plan: MergePlan, checkpoint: Path, before: Evaluation
-) -> tuple[Run, tuple[Verdict, ...], Ended | None]:
-    """Both arms of a trial, the one with the merges last; its lines count if every merge is kept."""
-    learn, outlets = _learn(workshop), run.journal.outlets
-    losses: list[Losses] = []
-    outlets.progress.say(f"structural phase at step {run.state.step}: {len(plan.merges)} merges proposed")
-    for merges in (plan.keep(()), plan) if learn.trial_steps else (plan,):
-        lines = Buffer()
-        silent = Outlets(Monitor((lines,) if workshop.env.rank == 0 else ()), Progress(0, rank=-1))
-        run = workshop.rebuild(run, merges=merges, checkpoint=checkpoint, outlets=silent, on_trial=True)
-        if learn.trial_steps:
-            stopped = run.trainer.run(stop, until=run.state.step + learn.trial_steps)
-            if stopped is not None:
-                return run, (), stopped
-            losses.append(_losses(run.evaluate("validation")))
-    if not learn.trial_steps:
-        return run, tuple(Verdict(merge, 1.0, 1.0, True) for merge in plan.merges), None
-    control, merged = losses
-    verdicts = judge(
-        plan.merges,
-        workshop.plan.tasks,
-        before=_losses(before),
-        control=control,
-        merged=merged,
-        tolerance=learn.tolerance,
-    )
-    if all(verdict.accepted for verdict in verdicts):
-        lines.hand_over(outlets.monitor)
-    return run, verdicts, None
 
 
 def _settled(run: Run, structure: StructureState, outlets: Outlets) -> Run:
@@ -140,45 +117,46 @@ def _settled(run: Run, structure: StructureState, outlets: Outlets) -> Run:
     return replace(run, trainer=trainer)
 
 
-def _propose(workshop: Workshop, run: Run, structure: StructureState) -> list[Proposal]:
-    probe, learn = workshop.probe, _learn(workshop)
+def _propose(workshop: Workshop, run: Run, structure: StructureState) -> tuple[Proposal, ...]:
+    probe, learn, engine = workshop.probe, _learn(workshop), run.trainer.engine
     assert probe is not None
-    engine = run.trainer.engine
     engine.eval_mode()
     try:
-        return [
+        comparer = Comparer(
+            model=run.model,
+            grouping=structure.grouping,
+            placement=run.placement,
+            routed_layers=workshop.plan.routed_layers,
+            tasks=workshop.plan.tasks,
+            probe=probe,
+            rank=workshop.env.rank,
+            device=engine.device,
+        )
+        return tuple(
             propose(
                 frontier,
-                compare(
-                    run.model,
-                    frontier,
-                    grouping=structure.grouping,
-                    model_layer=workshop.plan.routed_layers[frontier.layer],
-                    probe=probe,
-                    placement=run.placement,
-                    rank=workshop.env.rank,
-                    device=engine.device,
-                ),
-                threshold=learn.threshold,
+                comparer.compare(frontier, learn.similarity),
+                threshold=learn.threshold if learn.similarity == "cka" else None,
                 bans=structure.bans,
             )
             for frontier in structure.frontiers
-        ]
+        )
     finally:
         engine.train_mode()
 
 
-def _plan(workshop: Workshop, structure: StructureState, proposals: list[Proposal]) -> MergePlan:
-    """The plan, equal on all ranks. Collective.
+def _plan(workshop: Workshop, structure: StructureState, proposals: tuple[Proposal, ...]) -> Pending:
+    """The plans, equal on all ranks. Collective.
 
     Raises:
         TrainingError: If the ranks' plans differ.
     """
-    plan = plan_merges(structure.grouping, proposals, version=structure.version, loads=workshop.loads())
-    hashes: list[Any] = [plan.sha256]
+    plans = plan_trials(structure.grouping, proposals, version=structure.version, loads=workshop.loads())
+    digest = hashlib.sha256("".join(plan.sha256 for plan in plans).encode()).hexdigest()
+    hashes: list[Any] = [digest]
     if is_distributed():
         hashes = [None] * dist.get_world_size()
-        dist.all_gather_object(hashes, plan.sha256)
+        dist.all_gather_object(hashes, digest)
     if len(set(hashes)) > 1:
         raise TrainingError(
             "the ranks propose different merges",
@@ -186,11 +164,11 @@ def _plan(workshop: Workshop, structure: StructureState, proposals: list[Proposa
             expected="one plan",
             remedy="look for ranks with other software or hardware; go on from the last checkpoint with --resume auto",
         )
-    return plan
+    return Pending(plans, proposals)
 
 
 def _record(
-    proposals: tuple[dict[str, Any], ...],
+    proposals: tuple[Proposal, ...],
     verdicts: tuple[Verdict, ...],
     structure: StructureState,
     *,
@@ -200,13 +178,18 @@ def _record(
     return {
         "phase": structure.phase,
         "version": structure.version,
-        "proposals": list(proposals),
+        "proposals": [proposal.to_json() for proposal in proposals],
         "verdicts": [verdict.to_json() for verdict in verdicts],
         "grouping": structure.grouping.to_json()["layers"],
         "bans": [ban.to_json() for ban in structure.bans],
         "parameters": {"before": before, "after": after},
         "next_phase_at": structure.border,
     }
+
+
+def _spell_plans(pending: Pending, step: int) -> str:
+    sizes = " or ".join(str(len(plan.merges)) for plan in pending.plans)
+    return f"structural phase at step {step}: {sizes} merges proposed"
 
 
 def _spell(record: dict[str, Any], step: int) -> str:
@@ -216,12 +199,9 @@ def _spell(record: dict[str, Any], step: int) -> str:
     parameters = record["parameters"]
     return (
         f"structural phase {record['phase']} at step {step}: {len(verdicts)} merges proposed, {kept} kept; task groups "
-        f"per routed layer {sizes}; {parameters['before']:,} -> {parameters['after']:,} parameters"
+        f"per routed layer {sizes}; {parameters['before']:,} -> {parameters['after']:,} parameters; "
+        f"{record['seconds']:.0f} s, as long as {record['steps_worth']:.0f} training steps"
     )
-
-
-def _losses(evaluation: Evaluation) -> Losses:
-    return {row.task: row.loss for row in evaluation.tasks}
 
 
 def _structure_of(run: Run) -> StructureState:
@@ -229,6 +209,6 @@ def _structure_of(run: Run) -> StructureState:
     return run.state.structure
 
 
-def _learn(workshop: Workshop) -> Any:
+def _learn(workshop: Workshop) -> LearnConfig:
     assert workshop.config.structure.learn is not None
     return workshop.config.structure.learn

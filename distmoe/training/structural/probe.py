@@ -49,6 +49,16 @@ class ProbeSet:
     def batch(self, index: int) -> TaskBatch:
         return self._collate(self._rows[self.rows_of(index)])
 
+    def targets_and_labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Task id and label of every example of the set, ``[N]`` int64 and float64."""
+        batches = [self.batch(index) for index in range(self.num_batches)]
+        targets = np.concatenate([batch.task_ids_B.numpy() for batch in batches])
+        return targets, np.concatenate([batch.labels_B.numpy().astype(np.float64) for batch in batches])
+
+    def counts(self) -> tuple[int, ...]:
+        """Examples of each task in the set."""
+        return tuple(np.bincount([task for task, _ in self.probe.ids], minlength=len(self.probe.sizes)).tolist())
+
     def window(self, index: int, num_examples: int) -> TaskBatch:
         """A mini-batch of all tasks; consecutive indices go round the set."""
         places = (index * num_examples + np.arange(num_examples)) % len(self)

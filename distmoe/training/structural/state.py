@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 from distmoe.structure.config import LearnConfig
 from distmoe.structure.frontier import Frontier, advance, is_finished, start
-from distmoe.structure.plan import Ban, MergePlan
+from distmoe.structure.plan import Ban, Merge, MergePlan
+from distmoe.structure.propose import Proposal
 from distmoe.tasks import TaskGrouping
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A proposal whose trial has not been decided: after a crash it is tried again, from the same checkpoint.
+    """Proposals whose trial has not been decided: after a crash they are tried again, from the same checkpoint.
 
     Attributes:
-        plan: The proposed merges.
-        proposals: Similarities and partitions behind them, as plain values for the log.
+        plans: What is tried, the coarser plan first.
+        proposals: What the plans are made of, one per frontier.
     """
 
-    plan: MergePlan
-    proposals: tuple[dict[str, Any], ...]
+    plans: tuple[MergePlan, ...]
+    proposals: tuple[Proposal, ...]
+
+    @property
+    def merges(self) -> tuple[Merge, ...]:
+        """All that are tried."""
+        return tuple(merge for plan in self.plans for merge in plan.merges)
+
+    def keep(self, merges: Collection[Merge]) -> MergePlan:
+        """The plan with these merges of several plans."""
+        return replace(self.plans[-1], merges=tuple(sorted(merges)))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "plans": [plan.to_json() for plan in self.plans],
+            "proposals": [proposal.to_json() for proposal in self.proposals],
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Pending:
+        return cls(
+            tuple(MergePlan.from_json(row) for row in value["plans"]),
+            tuple(Proposal.from_json(row) for row in value["proposals"]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +82,20 @@ class StructureState:
     def is_learning(self) -> bool:
         return self.border is not None
 
-    def propose(self, plan: MergePlan, proposals: tuple[dict[str, Any], ...]) -> StructureState:
-        """With a proposal on trial."""
-        return replace(self, pending=Pending(plan, proposals))
+    def propose(self, pending: Pending) -> StructureState:
+        """With proposals on trial."""
+        return replace(self, pending=pending)
 
     def decide(self, kept: MergePlan, config: LearnConfig, *, step: int, num_steps: int) -> StructureState:
-        """After a structural phase whose merges ``kept`` stay; the others are banned."""
-        proposed = () if self.pending is None else self.pending.plan.merges
-        rejected = tuple(Ban(merge.layer, merge.result) for merge in proposed if merge not in kept.merges)
+        """After a structural phase whose merges ``kept`` stay; the others are banned, unless a kept one holds them."""
+
+        def holds(one: Merge, other: Merge) -> bool:
+            return one.layer == other.layer and set(other.result) <= set(one.result)
+
+        proposed = () if self.pending is None else self.pending.merges
+        rejected = tuple(
+            Ban(merge.layer, merge.result) for merge in proposed if not any(holds(one, merge) for one in kept.merges)
+        )
         bans = tuple(sorted({*self.bans, *rejected}))
         frontiers = advance(kept.after, self.frontiers, kept.merges)
         return replace(
@@ -89,9 +119,7 @@ class StructureState:
             "phase": self.phase,
             "border": self.border,
             "probe": self.probe,
-            "pending": None
-            if pending is None
-            else {"plan": pending.plan.to_json(), "proposals": list(pending.proposals)},
+            "pending": None if pending is None else pending.to_json(),
         }
 
     @classmethod
@@ -105,9 +133,7 @@ class StructureState:
             phase=value["phase"],
             border=value["border"],
             probe=value["probe"],
-            pending=None
-            if pending is None
-            else Pending(MergePlan.from_json(pending["plan"]), tuple(pending["proposals"])),
+            pending=None if pending is None else Pending.from_json(pending),
         )
 
 

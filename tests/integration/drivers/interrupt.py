@@ -3,7 +3,10 @@
 Moments, each counted from 1 on the rank in question:
 
 - ``backward``: after a micro-batch's gradient, in the middle of a step
+- ``compare``: similarities of a structural phase are known, its plan is not made yet
+- ``plan``: the plan is made, no checkpoint names it yet
 - ``rename``: a checkpoint is written, its manifest too, but its folder does not have its name yet
+- ``commit``: a checkpoint has its name
 """
 
 from __future__ import annotations
@@ -23,16 +26,26 @@ from distmoe import train
 def main() -> None:
     moment, count, rank, name, *arguments = sys.argv[1:]
     if os.environ["RANK"] == rank:
+        owner, function = _place(moment)
         strike = _strike(int(count), signal.Signals[name])
-        if moment == "backward":
-            from distmoe.engine.engine import Engine
-
-            Engine.backward = _followed_by(Engine.backward, strike)
-        else:
-            from distmoe.checkpoint.manifest import Manifest
-
-            Manifest.write = _followed_by(Manifest.write, strike)
+        setattr(owner, function, _followed_by(getattr(owner, function), strike))
     train._leave(train.main(arguments))
+
+
+def _place(moment: str) -> tuple[Any, str]:
+    """The function after which it happens, and who owns it."""
+    from distmoe.checkpoint.manifest import Manifest
+    from distmoe.engine.engine import Engine
+    from distmoe.training.checkpoints import Checkpoints
+    from distmoe.training.structural import phases
+
+    return {
+        "backward": (Engine, "backward"),
+        "compare": (phases, "_propose"),
+        "plan": (phases, "_plan"),
+        "rename": (Manifest, "write"),
+        "commit": (Checkpoints, "save"),
+    }[moment]
 
 
 def _strike(count: int, number: signal.Signals) -> Callable[[], None]:

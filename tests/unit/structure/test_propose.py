@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from distmoe.errors import ConfigError
 from distmoe.structure.frontier import Frontier, advance, is_finished, start
 from distmoe.structure.plan import Ban, Merge, MergePlan, apply_merges
-from distmoe.structure.propose import plan_merges, propose
+from distmoe.structure.propose import Proposal, plan_merges, plan_trials, propose
 from distmoe.structure.similarity import Similarity
 from distmoe.tasks import TaskGrouping
 
@@ -181,6 +181,41 @@ def test_a_proposal_reports_its_numbers():
     assert record["mean_similarities"] == [0.9]
     assert record["partition"] == [[0, 4], [3]]
     assert record["value"] == pytest.approx(0.6)
+
+
+RELATIVE = Similarity.from_values([[0, 0.2, -0.1, -0.1], [0.2, 0, -0.2, 0.1], [-0.1, -0.2, 0, -0.3],
+                                   [-0.1, 0.1, -0.3, 0]])  # fmt: skip
+APART = Frontier(0, ((0,), (1,), (2,), (3,)))
+
+
+def test_a_relative_similarity_joins_what_is_above_zero_and_has_the_whole_tried_beside_it():
+    """0 and 1 join at 0.2; 3 would join them at (-0.1 + 0.1) / 2 = 0, which is not above."""
+    proposal = propose(APART, RELATIVE, threshold=None)
+    assert proposal.merges == (Merge(0, ((0,), (1,))),)
+    assert proposal.partition == ((0, 1), (2,), (3,))
+    assert proposal.whole == Merge(0, APART.members)
+    assert propose(APART, RELATIVE, threshold=None, bans=[Ban(0, (0, 1, 2, 3))]).whole is None
+    assert propose(APART, RELATIVE, threshold=0.1).whole is None
+
+
+def test_whole_frontiers_are_tried_before_their_task_groups():
+    """The frontier at layer 0 has task groups, the one at layer 1 only the whole."""
+    grouping = TaskGrouping.from_partitions(6, [[[0], [1], [2], [3], [4, 5]], [[0], [1], [2], [3], [4], [5]]])
+    deep = Frontier(1, ((4,), (5,)))
+    proposals = [propose(APART, RELATIVE, threshold=None), propose(deep, clustered(2, set(), low=-0.1), threshold=None)]
+    coarse, fine = plan_trials(grouping, proposals, version=0, loads=[1] * 6)
+    assert coarse.merges == (Merge(0, APART.members), Merge(1, deep.members))
+    assert fine.merges == (Merge(0, ((0,), (1,))),)
+    (only,) = plan_trials(grouping, proposals[1:], version=0, loads=[1] * 6)
+    assert only.merges == (Merge(1, deep.members),)
+    (nothing,) = plan_trials(grouping, [], version=0, loads=[1] * 6)
+    assert nothing.merges == ()
+
+
+def test_a_proposal_survives_json():
+    for threshold in (None, 0.1):
+        proposal = propose(APART, RELATIVE, threshold=threshold)
+        assert Proposal.from_json(json.loads(json.dumps(proposal.to_json()))) == proposal
 
 
 def test_similarities_of_another_frontier_are_refused():

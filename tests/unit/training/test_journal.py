@@ -34,13 +34,14 @@ def journal(folder: Path) -> tuple[Journal, TrafficCounter]:
     made = Journal(
         tasks=TASKS,
         routed_layers=[3],
-        window=LossWindow(3, num_counters=1),
+        window=LossWindow(3, num_counters=2),
         statistics=RoutingStatistics(num_tasks=3, num_experts=(2,), top_k=1, num_task_groups=[1], device="cpu"),
         all_reduce=None,
         monitor=build_monitor(folder, rank=0, name="r", config={}, tensorboard=False, wandb=False),
         progress=Progress(4, rank=1),
         lr=0.1,
         traffic=[traffic],
+        hosts=[{0}],
     )
     return made, traffic
 
@@ -75,6 +76,7 @@ def test_a_line_holds_means_counts_routing_and_bytes_of_its_window(tmp_path: Pat
     assert first["routing"]["layer_3"]["load"] == [2, 4]
     assert first["routing"]["layer_3"]["tasks"] == {"colour": [2, 2], "size": [0, 0], "shape": [0, 2]}
     assert first["routing"]["layer_3"]["bytes"] == 16
+    assert first["routing"]["layer_3"]["bytes_between_task_groups"] == 16  # rank 1 hosts other task groups
     assert (second["routing"]["layer_3"]["load"], second["routing"]["layer_3"]["bytes"]) == ([1, 2], 8)
 
 

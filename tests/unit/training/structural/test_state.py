@@ -7,8 +7,10 @@ import json
 from distmoe.structure.config import LearnConfig
 from distmoe.structure.frontier import Frontier
 from distmoe.structure.plan import Ban, Merge, MergePlan
+from distmoe.structure.propose import propose
+from distmoe.structure.similarity import Similarity
 from distmoe.tasks import TaskGrouping
-from distmoe.training.structural.state import StructureState
+from distmoe.training.structural.state import Pending, StructureState
 
 LEARN = LearnConfig(task_steps=10, trial_steps=5)
 APART = TaskGrouping.one_per_task(3, 2)
@@ -18,9 +20,13 @@ def begin(num_steps: int = 100) -> StructureState:
     return StructureState.begin(APART, LEARN, num_steps=num_steps, probe="abc")
 
 
+ALIKE = Similarity.from_values([[1, 0.5, 0.5], [0.5, 1, 0.5], [0.5, 0.5, 1]])
+
+
 def proposed(*merges: Merge) -> tuple[StructureState, MergePlan]:
     plan = MergePlan(0, APART, merges, (1, 1, 1))
-    return begin().propose(plan, ({"layer": 0},)), plan
+    proposal = propose(begin().frontiers[0], ALIKE, threshold=None)
+    return begin().propose(Pending((plan,), (proposal,))), plan
 
 
 def test_learning_begins_with_all_tasks_at_the_first_layer_and_ends_where_no_trial_fits() -> None:
@@ -49,11 +55,20 @@ def test_a_rejected_merge_is_banned_and_changes_nothing_else() -> None:
     assert (after.bans, after.version, after.phase, after.border) == ((Ban(0, (0, 2)),), 0, 1, 20)
 
 
+def test_what_a_kept_merge_holds_is_not_banned_and_a_rejected_whole_is() -> None:
+    pair, whole = Merge(0, ((0,), (2,))), Merge(0, ((0,), (1,), (2,)))
+    _, fine = proposed(pair)
+    coarse = MergePlan(0, APART, (whole,), (1, 1, 1))
+    state = begin().propose(Pending((coarse, fine), ()))
+    assert state.decide(coarse, LEARN, step=10, num_steps=100).bans == ()
+    assert state.decide(fine, LEARN, step=10, num_steps=100).bans == (Ban(0, (0, 1, 2)),)
+
+
 def test_learning_ends_when_nothing_may_be_merged_any_more() -> None:
     state, plan = proposed(Merge(0, ((0,), (1,), (2,))))
     state = state.decide(plan, LEARN, step=10, num_steps=100)
     deep = MergePlan(1, state.grouping, (Merge(1, ((0,), (1,), (2,))),), (1, 1, 1))
-    done = state.propose(deep, ()).decide(deep, LEARN, step=20, num_steps=100)
+    done = state.propose(Pending((deep,), ())).decide(deep, LEARN, step=20, num_steps=100)
     assert (done.border, done.is_learning, done.grouping) == (None, False, TaskGrouping.one_group(3, 2))
 
 

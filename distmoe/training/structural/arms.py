@@ -1,0 +1,78 @@
+"""The arms of a trial: from one checkpoint, so many steps without merges and so many with each plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distmoe.structure.plan import MergePlan
+from distmoe.training.evaluate import Evaluation
+from distmoe.training.journal import Outlets
+from distmoe.training.monitor import Buffer, Monitor
+from distmoe.training.progress import Progress
+from distmoe.training.stop_signal import StopSignal
+from distmoe.training.structural.state import Pending
+from distmoe.training.structural.trial import Outcome
+
+if TYPE_CHECKING:
+    from distmoe.training.trainer import Ended
+    from distmoe.training.workshop import Run, Workshop
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a trial leaves behind.
+
+    Attributes:
+        run: Of the arm that was trained last: the one with the last plan.
+        lines: Its log, which counts if training goes on behind it.
+        outcome: Losses of all arms; None without a trial, or if training was stopped in it.
+        stopped: How training was stopped, if it was.
+    """
+
+    run: Run
+    lines: Buffer
+    outcome: Outcome | None = None
+    stopped: Ended | None = None
+
+
+def try_plans(
+    workshop: Workshop,
+    run: Run,
+    stop: StopSignal,
+    *,
+    pending: Pending,
+    checkpoint: Path,
+    before: Evaluation,
+    num_steps: int,
+) -> Tried:
+    """Trains all arms. Collective.
+
+    Args:
+        workshop: Builds their runs.
+        run: Dismantled here.
+        stop: Asked at every step border; a stopped trial is tried again from its checkpoint.
+        pending: The plans.
+        checkpoint: Where all arms start.
+        before: Validation there.
+        num_steps: Of each arm; 0: no trial, the last plan's merges are made.
+    """
+    plans = (pending.keep(()), *pending.plans) if num_steps else pending.plans[-1:]
+    losses = []
+    for plan in plans:
+        run, lines = _start(workshop, run, plan, checkpoint)
+        if num_steps:
+            stopped = run.trainer.run(stop, until=run.state.step + num_steps)
+            if stopped is not None:
+                return Tried(run, lines, stopped=stopped)
+            losses.append(run.evaluate("validation").example_losses)
+    outcome = Outcome(before.example_losses, losses[0], tuple(losses[1:])) if losses else None
+    return Tried(run, lines, outcome)
+
+
+def _start(workshop: Workshop, run: Run, plan: MergePlan, checkpoint: Path) -> tuple[Run, Buffer]:
+    """The run of an arm, and where its lines wait."""
+    lines = Buffer()
+    silent = Outlets(Monitor((lines,) if workshop.env.rank == 0 else ()), Progress(0, rank=-1))
+    return workshop.rebuild(run, merges=plan, checkpoint=checkpoint, outlets=silent, on_trial=True), lines
