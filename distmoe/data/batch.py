@@ -5,10 +5,14 @@ Shape letters: B sequences, S positions, T real (non-padding) tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+
+NO_LOSS = -100
+"""Label of a position that no token is to be predicted from."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,12 @@ class TaskBatch:
         example_mask_B: False for placeholder rows.
         token_index_T: Flat positions ``b * S + s`` of the real tokens of real examples, ascending, int64. Built on
             the host, so that removing padding costs no device synchronisation.
+        labels_BS: For tasks whose answers are tokens: the token to be predicted *from* each position (already
+            shifted), int64, -100 where there is no loss. ``labels_B`` is not read then. None: no such task.
+        position_ids_BS: Position of each token in its document, int64; begins again at 0 with every document that is
+            packed into a row. None: positions count from the row's start.
+        segment_ids_BS: Number of the document in its row, from 0, int64; a token attends only to tokens of its own
+            document. None: one document per row.
     """
 
     input_ids_BS: Tensor
@@ -41,9 +51,17 @@ class TaskBatch:
     example_ids_B: Tensor
     example_mask_B: Tensor
     token_index_T: Tensor
+    labels_BS: Tensor | None = None
+    position_ids_BS: Tensor | None = None
+    segment_ids_BS: Tensor | None = None
 
     def to(self, device: torch.device | str) -> TaskBatch:
-        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> TaskBatch:
+        """The batch with a function applied to each of its tensors."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: function(tensor) for name, tensor in tensors.items() if tensor is not None})
 
     @property
     def num_examples(self) -> int:

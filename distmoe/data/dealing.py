@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -96,7 +95,7 @@ class Dealer:
 
 def pin(batch: TaskBatch) -> TaskBatch:
     """Returns the batch in page-locked memory."""
-    return replace(batch, **{field.name: getattr(batch, field.name).pin_memory() for field in fields(batch)})
+    return batch.map(lambda tensor: tensor.pin_memory())
 
 
 def micro_batches(config: DataConfig, num_ranks: int) -> tuple[int, int]:
