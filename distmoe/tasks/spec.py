@@ -14,13 +14,27 @@ from distmoe.errors import DataError
 
 TaskKind = Literal["classification", "pair_classification", "regression", "generation", "language_modeling"]
 MetricName = Literal[
-    "accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "token_accuracy", "inverse_perplexity"
+    "accuracy",
+    "f1",
+    "macro_f1",
+    "matthews",
+    "pearson",
+    "spearman",
+    "token_accuracy",
+    "inverse_perplexity",
+    "bleu",
+    "chrf",
+    "rouge_l",
+    "exact_match",
+    "exact_match_final_number",
 ]
 
 _CLASS_METRICS = ("accuracy", "f1", "macro_f1", "matthews")
 _REGRESSION_METRICS = ("pearson", "spearman")
 # Higher is better for every metric; 1 / perplexity is the geometric mean of the probabilities of the target tokens.
 TOKEN_METRICS = ("token_accuracy", "inverse_perplexity")
+# Scores of generated text against references; reading them needs generation, not only the loss.
+TEXT_METRICS = ("bleu", "chrf", "rouge_l", "exact_match", "exact_match_final_number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +87,8 @@ class TaskSpec:
             self._check_metric("regression with a metric for classes", _REGRESSION_METRICS)
         elif self.predicts_tokens:
             self._refuse_labels(self.kind)
-            self._check_metric(f"{self.kind} task with a metric for other tasks", TOKEN_METRICS)
+            allowed = TOKEN_METRICS if self.kind == "language_modeling" else (*TOKEN_METRICS, *TEXT_METRICS)
+            self._check_metric(f"{self.kind} task with a metric for other tasks", allowed)
         else:
             if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
                 raise DataError(
@@ -94,6 +109,11 @@ class TaskSpec:
     def predicts_tokens(self) -> bool:
         """Whether the task's answers are tokens, and its loss therefore one per target token."""
         return self.kind in ("generation", "language_modeling")
+
+    @property
+    def is_scored_by_text(self) -> bool:
+        """Whether evaluation must generate: the metric compares texts."""
+        return self.metric in TEXT_METRICS
 
     @property
     def num_outputs(self) -> int:

@@ -98,6 +98,7 @@ def encode(sources: Sources, config: RunConfig, *, env: RankEnv, agreement: Agre
         sources.source,
         sources.tokenizer,
         config.data,
+        seed=config.run.seed,
         is_builder=env.local_rank == 0,
         barrier=agreement.barrier,
     )
