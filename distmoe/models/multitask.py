@@ -12,8 +12,8 @@ from distmoe.models.encoder import Encoder
 from distmoe.models.heads import TaskHeads
 from distmoe.models.output import ModelOutput
 from distmoe.models.pooler import Pooler
+from distmoe.models.routed_positions import token_context
 from distmoe.models.shape import EncoderShape
-from distmoe.moe.routing import TokenContext
 
 
 class MultiTaskEncoder(nn.Module):
@@ -47,10 +47,3 @@ class MultiTaskEncoder(nn.Module):
         pooled_BD = self.dropout(self.pooler(hidden_BSD, batch.attention_mask_BS))
         features = tuple(compared_features(self.encoder, comparison) for comparison in comparisons)
         return ModelOutput(self.heads(pooled_BD, batch.task_ids_B), routings, context, features)
-
-
-def token_context(batch: TaskBatch) -> TokenContext:
-    """Returns tasks and sequences of the batch's real tokens; no device synchronisation."""
-    num_sequences, length = batch.input_ids_BS.shape
-    sequence_ids_T = batch.token_index_T.div(length, rounding_mode="floor")
-    return TokenContext(batch.task_ids_B.index_select(0, sequence_ids_T), sequence_ids_T, num_sequences)

@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distmoe.data.batch import TaskBatch
+from distmoe.models.output import TokenOutput
 from distmoe.tasks import TaskSet
 from distmoe.training.agreement import is_distributed
-from distmoe.training.metrics import macro, score
-from distmoe.training.objective import example_losses, predictions, regression_mask
+from distmoe.training.example_losses import by_row, predictions, regression_mask, row_losses, targets
+from distmoe.training.metrics import macro, score, score_tokens
 
-_COLUMNS = 5  # task, example, prediction, label, loss
+# task, example, prediction, label, loss; of a task that predicts tokens: right tokens, target tokens, sum of losses
+_COLUMNS = 5
 
 
 class Evaluable(Protocol):
@@ -42,7 +44,7 @@ class Evaluable(Protocol):
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One task on one split; ``loss`` is the mean cross-entropy or squared error."""
+    """One task on one split; ``loss`` is the mean cross-entropy (of examples or target tokens) or squared error."""
 
     task: str
     metric: str
@@ -125,16 +127,16 @@ def gather_rows(rows_RC: Tensor) -> Tensor:
 
 def _rows(engine: Evaluable, batch: TaskBatch, regression_N: Tensor) -> Tensor:
     """The batch's real examples as float64 rows; ids are exact up to 2**53."""
-    logits_BC: Tensor = engine(batch).logits_BC
-    regression_B = regression_N[batch.task_ids_B]
-    columns = [
-        batch.task_ids_B.double(),
-        batch.example_ids_B.double(),
-        predictions(logits_BC, regression_B),
-        batch.labels_B.double(),
-        example_losses(logits_BC, batch.labels_B, regression_B).double(),
-    ]
-    return torch.stack(columns, dim=1)[batch.example_mask_B]
+    output = engine(batch)
+    losses = row_losses(output, batch, regression_N)
+    if isinstance(output, TokenOutput):
+        right_T = output.logits_TV.argmax(dim=-1) == targets(batch)
+        prediction_B, label_B, loss_B = by_row(right_T.double(), output, batch), losses.count_B, losses.sum_B
+    else:
+        prediction_B = predictions(output.logits_BC, regression_N[batch.task_ids_B])
+        label_B, loss_B = batch.labels_B, losses.mean_B
+    columns = [batch.task_ids_B, batch.example_ids_B, prediction_B, label_B, loss_B]
+    return torch.stack([column.double() for column in columns], dim=1)[batch.example_mask_B]
 
 
 def _check_complete(rows: NDArray[np.float64], sizes: tuple[int, ...], split: str) -> None:
@@ -149,4 +151,8 @@ def _score_task(tasks: TaskSet, task: int, rows: NDArray[np.float64]) -> TaskSco
     # Sorted by example, so that float sums do not depend on how the examples were dealt to ranks.
     rows = rows[np.argsort(rows[:, 1])]
     spec = tasks[task]
+    if spec.predicts_tokens:
+        right, count, loss = rows[:, 2:].sum(axis=0)
+        mean = float(loss / count) if count else float("nan")
+        return TaskScore(spec.name, spec.metric, score_tokens(spec, right, count, mean), mean, len(rows))
     return TaskScore(spec.name, spec.metric, score(spec, rows[:, 2], rows[:, 3]), float(rows[:, 4].mean()), len(rows))

@@ -10,7 +10,8 @@ import torch
 from transformers import BertConfig, BertModel, PreTrainedModel, RobertaConfig, RobertaModel
 
 from distmoe.data.batch import TaskBatch
-from distmoe.models.multitask import MultiTaskEncoder, token_context
+from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.models.routed_positions import token_context
 
 _SMALL = {
     "vocab_size": 60,
