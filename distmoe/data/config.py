@@ -28,6 +28,20 @@ class SuiteConfig(Section):
     )
 
 
+class TextSuiteConfig(Section):
+    """The embedded texts: corpora of planted grammars, or text-to-text tasks."""
+
+    kind: Literal["language_modeling", "generation"] = Field(
+        "language_modeling", description="Corpora, or the tasks reverse, translate, shorten and add."
+    )
+    num_families: int = Field(2, gt=0, description="Only corpora: grammars, which contradict each other.")
+    corpora_per_family: int = Field(2, gt=0, description="Only corpora: tasks with the same grammar.")
+    document_words: int = Field(48, gt=1, description="Only corpora: longest document; the shortest has half as many.")
+    train_examples: int = Field(2000, gt=0, description="Training documents or pairs of each task.")
+    eval_examples: int = Field(100, gt=0, description="Documents or pairs of each validation and each test split.")
+    generator_seed: int = Field(0, ge=0, description="Seed of grammars and texts, independent of run.seed.")
+
+
 def _default_splits() -> dict[Literal["train", "validation", "test"], str]:
     return {"train": "train", "validation": "validation"}
 
@@ -70,12 +84,14 @@ class IndexedTaskConfig(Section):
 
 
 class TasksConfig(Section):
-    source: Literal["suite", "local", "hub", "indexed"] = Field(
+    source: Literal["suite", "text_suite", "local", "hub", "indexed"] = Field(
         "suite",
-        description="Embedded suite, folders under data.root, the Hugging Face hub, or indexed sets of token ids.",
+        description="Embedded suite, embedded texts for language models, folders under data.root, the Hugging Face "
+        "hub, or indexed sets of token ids.",
     )
     names: list[str] | None = Field(None, description="Tasks in order; null: all that the source offers.")
     suite: SuiteConfig = Field(default_factory=SuiteConfig)
+    text_suite: TextSuiteConfig = Field(default_factory=TextSuiteConfig)
     folders: dict[str, str] = Field(
         default_factory=dict,
         description="Task name -> folder with task.json: tasks besides those of the source, for example an added one.",

@@ -1,12 +1,14 @@
 """Scores a split: all ranks together, every example exactly once.
 
 Collectives: the model's own, in the same number on each rank, because the loader gives every rank the same number of
-batches; then one gather of sizes and one of rows at the end. Dropout and router noise are off and no random generator
-advances, so training goes on as if no evaluation had happened.
+batches; then one gather of sizes and one of rows at the end. Tasks that are scored by text add generation
+(:mod:`distmoe.training.answers`). Dropout and router noise are off and no random generator advances, so training goes
+on as if no evaluation had happened.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,11 +24,14 @@ from distmoe.data.batch import TaskBatch
 from distmoe.models.output import TokenOutput
 from distmoe.tasks import TaskSet
 from distmoe.training.agreement import is_distributed
+from distmoe.training.answers import Answers
 from distmoe.training.example_losses import by_row, predictions, regression_mask, row_losses, targets
 from distmoe.training.metrics import macro, score, score_tokens
 
 # task, example, prediction, label, loss; of a task that predicts tokens: right tokens, target tokens, sum of losses
 _COLUMNS = 5
+# Perplexities beyond exp(100) mean nothing, and JSON has no infinity.
+_LARGEST_LOSS = 100.0
 
 
 class Evaluable(Protocol):
@@ -51,6 +56,16 @@ class TaskScore:
     score: float
     loss: float
     num_examples: int
+    is_per_token: bool = False
+
+    @property
+    def perplexity(self) -> float | None:
+        """Of the target tokens; None where answers are no tokens."""
+        return math.exp(min(self.loss, _LARGEST_LOSS)) if self.is_per_token else None
+
+    def to_json(self) -> dict[str, Any]:
+        row = {"metric": self.metric, "score": self.score, "loss": self.loss, "examples": self.num_examples}
+        return row if self.perplexity is None else row | {"perplexity": self.perplexity}
 
 
 @dataclass(frozen=True)
@@ -74,15 +89,18 @@ class Evaluation:
             "split": self.split,
             "macro": self.macro,
             "seconds": round(self.seconds, 3),
-            "tasks": {
-                row.task: {"metric": row.metric, "score": row.score, "loss": row.loss, "examples": row.num_examples}
-                for row in self.tasks
-            },
+            "tasks": {row.task: row.to_json() for row in self.tasks},
         }
 
 
 def evaluate(
-    engine: Evaluable, batches: Iterable[TaskBatch], *, split: str, tasks: TaskSet, sizes: tuple[int, ...]
+    engine: Evaluable,
+    batches: Iterable[TaskBatch],
+    *,
+    split: str,
+    tasks: TaskSet,
+    sizes: tuple[int, ...],
+    answers: Answers | None = None,
 ) -> Evaluation:
     """Runs the model over a split and scores it; collective, equal result on all ranks.
 
@@ -92,19 +110,30 @@ def evaluate(
         split: Its name, for the log.
         tasks: The run's tasks.
         sizes: Examples of the split per task id; 0 where a task has no such split.
+        answers: Generates what tasks that are scored by text need; None where there is no such task.
     """
     began = time.monotonic()
     regression_N = regression_mask(tasks, engine.device)
     engine.eval_mode()
     try:
         with torch.no_grad():
-            chunks = [_rows(engine, batch.to(engine.device), regression_N) for batch in batches]
+            chunks = []
+            for host_batch in batches:
+                batch = host_batch.to(engine.device)
+                chunks.append(_rows(engine, batch, regression_N))
+                if answers is not None:
+                    answers.add(batch)
     finally:
         engine.train_mode()
     own = torch.cat(chunks) if chunks else torch.zeros(0, _COLUMNS, dtype=torch.float64, device=engine.device)
     rows = gather_rows(own).cpu().numpy()
     _check_complete(rows, sizes, split)
-    results = tuple(_score_task(tasks, task, rows[rows[:, 0] == task]) for task in range(len(tasks)) if sizes[task])
+    by_text = {} if answers is None else answers.scores()
+    results = tuple(
+        _score_task(tasks, task, rows[rows[:, 0] == task], by_text.get(task))
+        for task in range(len(tasks))
+        if sizes[task]
+    )
     return Evaluation(split, results, macro(row.score for row in results), time.monotonic() - began)
 
 
@@ -147,12 +176,13 @@ def _check_complete(rows: NDArray[np.float64], sizes: tuple[int, ...], split: st
     assert counts == sizes, f"{split}: evaluated {counts} examples per task, the split has {sizes}"
 
 
-def _score_task(tasks: TaskSet, task: int, rows: NDArray[np.float64]) -> TaskScore:
+def _score_task(tasks: TaskSet, task: int, rows: NDArray[np.float64], by_text: float | None) -> TaskScore:
     # Sorted by example, so that float sums do not depend on how the examples were dealt to ranks.
     rows = rows[np.argsort(rows[:, 1])]
     spec = tasks[task]
     if spec.predicts_tokens:
         right, count, loss = rows[:, 2:].sum(axis=0)
         mean = float(loss / count) if count else float("nan")
-        return TaskScore(spec.name, spec.metric, score_tokens(spec, right, count, mean), mean, len(rows))
+        value = score_tokens(spec, right, count, mean) if by_text is None else by_text
+        return TaskScore(spec.name, spec.metric, value, mean, len(rows), is_per_token=True)
     return TaskScore(spec.name, spec.metric, score(spec, rows[:, 2], rows[:, 3]), float(rows[:, 4].mean()), len(rows))

@@ -17,7 +17,7 @@ from distmoe.parallel.env import RankEnv, device
 from distmoe.parallel.placement import Placement, place
 from distmoe.tasks import TaskGrouping, TaskSet
 from distmoe.training.config import RunConfig
-from distmoe.training.contradictions import check_positions, check_structure
+from distmoe.training.contradictions import check_answers, check_positions, check_structure
 from distmoe.training.grouping import resolve_grouping
 from distmoe.training.run_data import Sources, open_sources
 
@@ -88,6 +88,7 @@ def make_plan(config: RunConfig, env: RankEnv) -> Plan:
     shape = resolve_shape(config.model, sources.vocab_size, sources.pad_token_id)
     check_positions(config, shape.max_positions)
     check_layers(config.model, shape, sources.tasks)
+    check_answers(config, sources.tasks, max_positions=shape.max_positions, zero_stage=settings.stage)
     if config.data.sampling.strategy == "uncertainty":
         check_uncertainty(config.data, sources.tasks)
     layers = routed_layers(config.model.moe, shape.num_layers)

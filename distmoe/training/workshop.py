@@ -173,7 +173,10 @@ class Workshop:
 
         def evaluate_split(split: Split) -> Evaluation:
             batches = eval_loader.batches(split)
-            return evaluate(engine, batches, split=split, tasks=plan.tasks, sizes=data.split_sizes(split))
+            answers = data.answers(split, engine.module)
+            return evaluate(
+                engine, batches, split=split, tasks=plan.tasks, sizes=data.split_sizes(split), answers=answers
+            )
 
         trainer = Trainer(
             engine=engine,

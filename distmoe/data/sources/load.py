@@ -9,6 +9,7 @@ from distmoe.data.sources.hub import HubSource
 from distmoe.data.sources.indexed import IndexedSource
 from distmoe.data.sources.local import LocalSource
 from distmoe.data.sources.suite import SuiteSource
+from distmoe.data.sources.text_suite import TextSuiteSource
 from distmoe.errors import DataError
 from distmoe.tasks import TaskSet
 
@@ -41,4 +42,6 @@ def _open(config: TasksConfig, data: DataConfig) -> TaskSource:
         return HubSource(config.hub)
     if config.source == "indexed":
         return IndexedSource(config.indexed, root=data.root)
+    if config.source == "text_suite":
+        return TextSuiteSource(config.text_suite)
     return SuiteSource(config.suite)
