@@ -17,21 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from distmoe.checkpoint.consolidate import read_weights
-from distmoe.checkpoint.manifest import read_manifest
-from distmoe.config import apply_overrides, build
 from distmoe.errors import DistmoeError
-from distmoe.models.build import build_model
-from distmoe.models.multitask import MultiTaskEncoder
-from distmoe.models.shape import resolve_shape
+from distmoe.models.build import MultiTaskModel
 from distmoe.parallel.env import RankEnv, device
 from distmoe.parallel.placement import place
-from distmoe.parallel.process_groups import single_process
-from distmoe.tasks import TaskGrouping
 from distmoe.training.agreement import Agreement
-from distmoe.training.config import RunConfig
 from distmoe.training.evaluate import Evaluation, evaluate
-from distmoe.training.run_data import encode, open_sources
+from distmoe.training.from_checkpoint import load_checkpoint
+from distmoe.training.run_data import encode
 
 ALONE = RankEnv(0, 1, 0, 1)
 
@@ -39,7 +32,7 @@ ALONE = RankEnv(0, 1, 0, 1)
 class Host:
     """A bare model where training has an engine."""
 
-    def __init__(self, model: MultiTaskEncoder, on: torch.device) -> None:
+    def __init__(self, model: MultiTaskModel, on: torch.device) -> None:
         self.model, self.device = model.to(on), on
 
     def __call__(self, *inputs: Any) -> Any:
@@ -58,26 +51,20 @@ def score(folder: Path, *, split: str, overrides: list[str]) -> Evaluation:
     Raises:
         DistmoeError: If the checkpoint is incomplete, or its data cannot be had.
     """
-    manifest = read_manifest(folder)
-    config = build(RunConfig, apply_overrides(manifest.config, overrides))
-    sources = open_sources(config)
-    grouping = TaskGrouping.from_json(manifest.grouping)
-    model = build_model(
-        config.model,
-        shape=resolve_shape(config.model, sources.vocab_size, sources.pad_token_id),
-        tasks=sources.tasks,
-        grouping=grouping,
-        hosting=single_process(grouping).hosting,
-        seed=config.run.seed,
-    )
-    model.load_state_dict(read_weights(folder))
-    data = encode(sources, config, env=ALONE, agreement=Agreement())
-    placement = place(grouping, data.weights, num_ranks=1, ep_size=1, mode="colocated")
+    loaded = load_checkpoint(folder, overrides)
+    sources = loaded.sources
+    data = encode(sources, loaded.config, env=ALONE, agreement=Agreement())
+    placement = place(loaded.grouping, data.weights, num_ranks=1, ep_size=1, mode="colocated")
     on = device(ALONE)
     loader = data.eval_loader(placement, rank=0, pin_memory=on.type == "cuda")
     chosen: Any = split
     return evaluate(
-        Host(model, on), loader.batches(chosen), split=split, tasks=sources.tasks, sizes=data.split_sizes(chosen)
+        Host(loaded.model, on),
+        loader.batches(chosen),
+        split=split,
+        tasks=sources.tasks,
+        sizes=data.split_sizes(chosen),
+        answers=data.answers(chosen, loaded.model),
     )
 
 

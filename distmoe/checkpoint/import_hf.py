@@ -1,4 +1,4 @@
-"""Loads a Hugging Face BERT or RoBERTa folder into a model: nothing missing, nothing unexpected, nothing guessed."""
+"""Loads a Hugging Face folder into a model: nothing missing, nothing unexpected, nothing guessed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from distmoe.checkpoint import decoder_keys
 from distmoe.checkpoint.hf_folder import read_tensors
 from distmoe.checkpoint.key_tables import POOLER_ROWS, Translation, from_hf
 from distmoe.checkpoint.upcycle import PARTS, FeedForwardWeights, upcycle_pool_, upcycle_shared_
-from distmoe.errors import CheckpointError
-from distmoe.models.build import FIRST_POOL
+from distmoe.errors import CheckpointError, ConfigError
+from distmoe.models.build import MultiTaskModel
 from distmoe.models.config import ModelConfig
-from distmoe.models.multitask import MultiTaskEncoder
-from distmoe.models.shape import shape_of_folder
+from distmoe.models.decoder_shape import DecoderShape
+from distmoe.models.feed_forward import FIRST_POOL
+from distmoe.models.multitask_decoder import MultiTaskDecoder
+from distmoe.models.shape import ModelShape, shape_of_folder
 from distmoe.moe.layer import RoutedFeedForward
 
 
@@ -26,9 +29,9 @@ class ImportReport:
 
     Attributes:
         folder: Where the weights came from.
-        num_loaded: Tensors of distmoe's dense encoder that were filled.
+        num_loaded: Tensors of distmoe's dense model that were filled.
         ignored: Tensors of the folder that were left out by name: heads of other tasks, buffers.
-        fresh: Parameters of the shared encoder that the folder does not have and that keep their fresh values.
+        fresh: Parameters of the shared model that the folder does not have and that keep their fresh values.
         upcycled_layers: Layers whose experts were made from the dense feed-forward part.
     """
 
@@ -49,16 +52,19 @@ class ImportReport:
         return "\n".join(lines)
 
 
-def read_translation(folder: Path, num_layers: int) -> Translation:
+def read_translation(folder: Path, shape: ModelShape) -> Translation:
     """Returns a folder's tensors under distmoe's names, in float32.
 
     Raises:
         CheckpointError: If the weights cannot be read, or a tensor is missing or unexpected.
     """
-    translation = from_hf(read_tensors(folder), num_layers)
+    found = read_tensors(folder)
+    is_decoder = isinstance(shape, DecoderShape)
+    translation = decoder_keys.from_hf(found, shape) if is_decoder else from_hf(found, shape.num_layers)
     if translation.missing or translation.unexpected:
+        family = f"{shape.family} decoder" if is_decoder else "BERT or RoBERTa encoder"
         raise CheckpointError(
-            f"the weights in {folder} are not those of a {num_layers}-layer BERT or RoBERTa encoder",
+            f"the weights in {folder} are not those of a {shape.num_layers}-layer {family}",
             got=f"missing: {_some(translation.missing)}; unexpected: {_some(translation.unexpected)}",
             expected="0 missing, 0 unexpected",
             remedy="use the config.json that belongs to the weights; other families cannot be imported",
@@ -68,9 +74,11 @@ def read_translation(folder: Path, num_layers: int) -> Translation:
 
 
 def load_pretrained(
-    model: MultiTaskEncoder, folder: str | Path, *, config: ModelConfig, seed: int, alike: bool = False
+    model: MultiTaskModel, folder: str | Path, *, config: ModelConfig, seed: int, alike: bool = False
 ) -> ImportReport:
-    """Fills the shared encoder of ``model`` from a folder; heads and gates keep their fresh values.
+    """Fills the shared part of ``model`` from a folder; gates, and heads of an encoder, keep their fresh values.
+
+    Heads of a decoder are filled from the folder's head, each of them where there is one per task.
 
     Call it before the engine wraps the model. Experts on this rank are upcycled; every rank reads the folder itself.
 
@@ -83,26 +91,70 @@ def load_pretrained(
 
     Raises:
         CheckpointError: If the folder cannot be read, or its tensors are not exactly those of the model.
-        ConfigError: If the folder is of another family, or the expert width does not divide the dense width.
+        ConfigError: If the folder is of another family, the expert width does not divide the dense width, or a tied
+            head is asked for where the folder has one of its own.
     """
     folder = Path(folder)
-    shape_of_folder(folder)  # refuses other families, whose tensors can bear the same names
-    translation = read_translation(folder, model.shape.num_layers)
+    shape = shape_of_folder(folder)  # refuses other families, whose tensors can bear the same names
+    check_same_shape(shape, model.shape, folder)
+    translation = read_translation(folder, shape)
     remaining = dict(translation.tensors)
+    if isinstance(model, MultiTaskDecoder):
+        remaining |= _heads(model, remaining, folder)
 
     upcycled: list[int] = []
-    for index, layer in enumerate(model.encoder.layers):
+    stack = "decoder" if isinstance(model, MultiTaskDecoder) else "encoder"
+    for index, layer in enumerate(model.get_submodule(stack).layers):  # type: ignore[arg-type]
         if isinstance(layer.feed_forward, RoutedFeedForward):
-            name = f"encoder.layers.{index}.feed_forward"
-            dense = FeedForwardWeights(**{part: remaining.pop(f"{name}.{part}") for part in PARTS})
-            _check_shape(f"{name}.w_in", dense.w_in, (model.shape.intermediate_size, model.shape.hidden_size), folder)
+            name = f"{stack}.layers.{index}.feed_forward"
+            dense = FeedForwardWeights(**{part: remaining.pop(f"{name}.{part}", None) for part in PARTS})
+            width = model.shape.intermediate_size * (2 if dense.gated else 1)
+            _check_shape(f"{name}.w_in", dense.w_in, (width, model.shape.hidden_size), folder)
             noise = config.moe.upcycle_noise if config.moe is not None else 0.0
             _upcycle(layer.feed_forward, dense, noise=noise, seed=seed, name=name, alike=alike)
             upcycled.append(index)
     _copy(model, remaining, folder)
 
-    fresh = () if translation.has_pooler else tuple(row.own for row in POOLER_ROWS)
+    complete = translation.has_pooler or isinstance(model, MultiTaskDecoder)
+    fresh = () if complete else tuple(row.own for row in POOLER_ROWS)
     return ImportReport(folder, len(translation.tensors), translation.ignored, fresh, tuple(upcycled))
+
+
+def check_same_shape(found: ModelShape, expected: ModelShape, folder: Path) -> None:
+    """Refuses a folder whose sizes are not those of the model.
+
+    Raises:
+        CheckpointError: Naming the sizes that differ.
+    """
+    free = {"pad_token_id", "norm"}  # the tokenizer's and the run's own
+    theirs, ours = found.to_json(), expected.to_json()
+    different = [key for key in theirs | ours if key not in free and theirs.get(key) != ours.get(key)]
+    if different:
+        raise CheckpointError(
+            f"the pretrained folder {folder} is not of the shape of the model",
+            got=", ".join(f"{key} {theirs.get(key)}" for key in different),
+            expected=", ".join(f"{key} {ours.get(key)}" for key in different),
+            remedy="build the model from the folder's own config.json (model.pretrained), or choose another folder",
+        )
+
+
+def _heads(model: MultiTaskDecoder, tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The tensors of the model's heads, made from the folder's one head, which is taken out of ``tensors``."""
+    head_VD = tensors.pop(decoder_keys.HEAD, None)
+    if model.heads.weight_VD is None and model.heads.weight_MVD is None:
+        if head_VD is not None:
+            raise ConfigError(
+                f"the head of {folder} is not its token table",
+                got="model.decoder.head=tied",
+                expected="model.decoder.head=shared or per_task",
+                remedy="set model.decoder.head=shared",
+            )
+        return {}
+    if head_VD is None:
+        head_VD = tensors[decoder_keys.EMBEDDINGS]
+    if model.heads.weight_MVD is None:
+        return {decoder_keys.HEAD: head_VD}
+    return {"heads.weight_MVD": head_VD.unsqueeze(0).expand(len(model.heads.weight_MVD), -1, -1)}
 
 
 def _upcycle(
@@ -116,7 +168,7 @@ def _upcycle(
 
 
 @torch.no_grad()
-def _copy(model: MultiTaskEncoder, tensors: Mapping[str, Tensor], folder: Path) -> None:
+def _copy(model: MultiTaskModel, tensors: Mapping[str, Tensor], folder: Path) -> None:
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         _check_shape(name, tensor, tuple(parameters[name].shape), folder)

@@ -7,7 +7,7 @@ that distmoe does not take. A row says which tensors of theirs, concatenated ove
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -116,25 +116,39 @@ def from_hf(tensors: Mapping[str, Tensor], num_layers: int) -> Translation:
     pooler_names = {name for row in POOLER_ROWS for name in row.hf}
     without_pooler = not pooler_names & named.keys()
 
+    wanted = [row for row in rows(num_layers) if not (without_pooler and row in POOLER_ROWS)]
+    return translate(named, wanted, ignored=ignored)
+
+
+def translate(named: Mapping[str, Tensor], wanted: Sequence[Row], *, ignored: Collection[str] = ()) -> Translation:
+    """Packs tensors as the rows say; the core of every family's table.
+
+    Args:
+        named: Tensors under the names of the rows' right side.
+        wanted: Rows of the model.
+        ignored: Names that were left out on purpose.
+    """
     translated: dict[str, Tensor] = {}
     missing: list[str] = []
-    wanted: set[str] = set()
-    for row in rows(num_layers):
-        if without_pooler and row in POOLER_ROWS:
-            continue
-        wanted.update(row.hf)
+    for row in wanted:
         absent = [name for name in row.hf if name not in named]
         missing += absent
         if not absent:
             parts = [named[name] for name in row.hf]
             translated[row.own] = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return Translation(translated, tuple(missing), tuple(sorted(named.keys() - wanted)), tuple(sorted(ignored)))
+    unexpected = named.keys() - {name for row in wanted for name in row.hf}
+    return Translation(translated, tuple(missing), tuple(sorted(unexpected)), tuple(sorted(ignored)))
 
 
 def to_hf(tensors: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
     """Inverse of :func:`from_hf` for a dense model; rows whose tensor is absent (a pooler) are left out."""
+    return split(tensors, rows(num_layers))
+
+
+def split(tensors: Mapping[str, Tensor], wanted: Iterable[Row]) -> dict[str, Tensor]:
+    """Inverse of :func:`translate`."""
     found: dict[str, Tensor] = {}
-    for row in rows(num_layers):
+    for row in wanted:
         if row.own in tensors:
             for name, part in zip(row.hf, tensors[row.own].chunk(len(row.hf)), strict=True):
                 found[name] = part.contiguous()

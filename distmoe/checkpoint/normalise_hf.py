@@ -35,7 +35,7 @@ def normalise(source: Path, out: Path) -> ImportReport:
             expected="tokenizer.json, or the vocabulary files of the model",
             remedy="download the tokenizer's files into the folder",
         )
-    translation = read_translation(source, shape.num_layers)
+    translation = read_translation(source, shape)
     config = read_hf_config(source)
     kind = config["model_type"]
     config |= {"architectures": ["RobertaModel" if kind in ROBERTA_TYPES else "BertModel"], "dtype": "float32"}

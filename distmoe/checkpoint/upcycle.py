@@ -9,7 +9,10 @@ dense width / expert width, with ``w_out`` times ``m``. Chosen experts are avera
 of equal weight that cover all slices add up to the dense part exactly. A gate that chooses otherwise, or weighs
 unequally, starts from an approximation: exactness at step 0 holds at full width only.
 
-Shape letters: F dense width, f expert width, D model width.
+Gated parts (SwiGLU) have no biases, and ``w_in`` packs the gate before the other factor; a slice takes the same rows
+of both.
+
+Shape letters: F dense width, f expert width, D model width, H = F or, gated, 2F.
 """
 
 from __future__ import annotations
@@ -29,12 +32,20 @@ PARTS = ("w_in", "b_in", "w_out", "b_out")
 
 @dataclass(frozen=True)
 class FeedForwardWeights:
-    """The four tensors of a feed-forward part: ``[F, D]``, ``[F]``, ``[D, F]``, ``[D]``."""
+    """The tensors of a feed-forward part: ``[H, D]``, ``[H]``, ``[D, F]``, ``[D]``; gated, without biases."""
 
     w_in: Tensor
-    b_in: Tensor
+    b_in: Tensor | None
     w_out: Tensor
-    b_out: Tensor
+    b_out: Tensor | None
+
+    @property
+    def gated(self) -> bool:
+        return self.b_in is None
+
+    def present(self) -> dict[str, Tensor]:
+        """The tensors that there are, by name."""
+        return {part: value for part in PARTS if (value := getattr(self, part)) is not None}
 
 
 def expert_from_dense(dense: FeedForwardWeights, *, expert: int, width: int) -> FeedForwardWeights:
@@ -48,7 +59,7 @@ def expert_from_dense(dense: FeedForwardWeights, *, expert: int, width: int) -> 
     Raises:
         ConfigError: If ``width`` does not divide F.
     """
-    dense_width = dense.w_in.shape[0]
+    dense_width = dense.w_out.shape[1]
     if dense_width % width:
         raise ConfigError(
             "experts of this width cannot be cut from the pretrained feed-forward part",
@@ -59,7 +70,10 @@ def expert_from_dense(dense: FeedForwardWeights, *, expert: int, width: int) -> 
     num_slices = dense_width // width
     start = expert % num_slices * width
     rows = slice(start, start + width)
-    return FeedForwardWeights(dense.w_in[rows], dense.b_in[rows], dense.w_out[:, rows] * num_slices, dense.b_out)
+    w_out = dense.w_out[:, rows] * num_slices
+    if dense.b_in is None:
+        return FeedForwardWeights(torch.cat([half[rows] for half in dense.w_in.chunk(2)]), None, w_out, None)
+    return FeedForwardWeights(dense.w_in[rows], dense.b_in[rows], w_out, dense.b_out)
 
 
 @torch.no_grad()
@@ -77,9 +91,9 @@ def upcycle_pool_(pool: ExpertPool, dense: FeedForwardWeights, *, noise: float, 
     """
     for local in range(pool.w_in.shape[0]):
         expert = pool.first_expert + local
-        source = expert_from_dense(dense, expert=expert, width=pool.w_in.shape[1])
-        for part in PARTS:
-            values = getattr(source, part).float()
+        source = expert_from_dense(dense, expert=expert, width=pool.intermediate_size)
+        for part, tensor in source.present().items():
+            values = tensor.float()
             if noise:
                 stream = generator(seed, "upcycle", f"{name}.{part}", expert)
                 values = values + noise * values.std() * torch.randn(values.shape, generator=stream)
@@ -93,9 +107,6 @@ def upcycle_shared_(shared_mlp: FeedForward, dense: FeedForwardWeights) -> None:
     Its inner weights are the dense part's (a random inner part would learn slower); the output weights are zero, and
     get gradient from the first step.
     """
-    width = shared_mlp.w_in.shape[0]
-    source = expert_from_dense(dense, expert=0, width=width)
-    shared_mlp.w_in.copy_(source.w_in)
-    shared_mlp.b_in.copy_(source.b_in)
-    shared_mlp.w_out.zero_()
-    shared_mlp.b_out.zero_()
+    source = expert_from_dense(dense, expert=0, width=shared_mlp.w_out.shape[1])
+    for part, tensor in source.present().items():
+        getattr(shared_mlp, part).copy_(tensor if part.endswith("_in") else torch.zeros_like(tensor))

@@ -11,6 +11,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+NO_LOSS = -100
+"""Label of a position that no token is to be predicted from."""
+
 
 @dataclass(frozen=True)
 class TaskBatch:
@@ -33,6 +36,12 @@ class TaskBatch:
             the host, so that removing padding costs no device synchronisation.
         trunk_BSD: States behind the encoder's frozen trunk, where they are known: the encoder then starts there. Zero
             or anything finite at padding.
+        labels_BS: For tasks whose answers are tokens: the token to be predicted *from* each position (already
+            shifted), int64, -100 where there is no loss. ``labels_B`` is not read then. None: no such task.
+        position_ids_BS: Position of each token in its document, int64; begins again at 0 with every document that is
+            packed into a row. None: positions count from the row's start.
+        segment_ids_BS: Number of the document in its row, from 0, int64; a token attends only to tokens of its own
+            document. None: one document per row.
     """
 
     input_ids_BS: Tensor
@@ -45,17 +54,21 @@ class TaskBatch:
     example_mask_B: Tensor
     token_index_T: Tensor
     trunk_BSD: Tensor | None = None
+    labels_BS: Tensor | None = None
+    position_ids_BS: Tensor | None = None
+    segment_ids_BS: Tensor | None = None
 
     def to(self, device: torch.device | str) -> TaskBatch:
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> TaskBatch:
         """Returns the batch in page-locked memory, for copies to a GPU that overlap with compute."""
-        return self._mapped(Tensor.pin_memory)
+        return self.map(Tensor.pin_memory)
 
-    def _mapped(self, function: Callable[[Tensor], Tensor]) -> TaskBatch:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: function(value) for name, value in values.items() if value is not None})
+    def map(self, function: Callable[[Tensor], Tensor]) -> TaskBatch:
+        """The batch with a function applied to each of its tensors."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: function(tensor) for name, tensor in tensors.items() if tensor is not None})
 
     @property
     def num_examples(self) -> int:

@@ -25,7 +25,7 @@ from distmoe.log import get_logger
 from distmoe.tasks import TaskSet
 
 # Raise it with any change of preprocess.py or of the arrays below.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _logger = get_logger(__name__)
 
 
@@ -38,6 +38,7 @@ def cache_key(
     tokenizer: str,
     max_length: int,
     max_examples: int | None,
+    prompt: str | None = None,
 ) -> str:
     """Returns the name of a split's file.
 
@@ -52,6 +53,7 @@ def cache_key(
         tokenizer: Fingerprint of the tokenizer.
         max_length: Limit of tokens per example.
         max_examples: Limit of examples, or None.
+        prompt: Template of a generation task's prompts, else None.
     """
     parts = {
         "format": FORMAT_VERSION,
@@ -63,6 +65,7 @@ def cache_key(
         "tokenizer": tokenizer,
         "max_length": max_length,
         "max_examples": max_examples,
+        "prompt": prompt,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -89,6 +92,10 @@ class SplitCache:
     def path(self, key: str) -> Path:
         return self._folder / f"{key}.safetensors"
 
+    def set_path(self, key: str) -> Path:
+        """Path without suffix of the indexed set of this key."""
+        return self._folder / key
+
     def load(self, key: str) -> EncodedSplit | None:
         """Returns the split, or None if there is no intact file of this key."""
         path = self.path(key)
@@ -108,6 +115,8 @@ class SplitCache:
                 labels_N=arrays["labels_N"],
                 num_truncated=int(metadata["num_truncated"]),
                 num_dropped=int(metadata["num_dropped"]),
+                prompt_lengths_N=arrays.get("prompt_lengths_N"),
+                references=_references(arrays.get("references")),
             )
         except (SafetensorError, OSError, KeyError, ValueError) as failure:
             _logger.warning("cache file %s is damaged (%s) and is built again", path, failure)
@@ -123,6 +132,10 @@ class SplitCache:
         }
         if split.token_type_ids_T is not None:
             arrays["token_type_ids_T"] = split.token_type_ids_T
+        if split.prompt_lengths_N is not None:
+            arrays["prompt_lengths_N"] = split.prompt_lengths_N
+        if split.references is not None:
+            arrays["references"] = np.frombuffer(json.dumps(split.references).encode(), dtype=np.uint8)
         metadata = {
             "key": key,
             "checksum": _checksum(arrays),
@@ -136,6 +149,10 @@ class SplitCache:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 aside.unlink()
+
+
+def _references(text: npt.NDArray[np.uint8] | None) -> tuple[tuple[str, ...], ...] | None:
+    return None if text is None else tuple(map(tuple, json.loads(text.tobytes())))
 
 
 def _checksum(arrays: dict[str, npt.NDArray[Any]]) -> str:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from distmoe.config import Section
+from distmoe.tasks import MetricName, TaskKind
 
 
 class SuiteConfig(Section):
@@ -27,6 +28,20 @@ class SuiteConfig(Section):
     )
 
 
+class TextSuiteConfig(Section):
+    """The embedded texts: corpora of planted grammars, or text-to-text tasks."""
+
+    kind: Literal["language_modeling", "generation"] = Field(
+        "language_modeling", description="Corpora, or the tasks reverse, translate, shorten and add."
+    )
+    num_families: int = Field(2, gt=0, description="Only corpora: grammars, which contradict each other.")
+    corpora_per_family: int = Field(2, gt=0, description="Only corpora: tasks with the same grammar.")
+    document_words: int = Field(48, gt=1, description="Only corpora: longest document; the shortest has half as many.")
+    train_examples: int = Field(2000, gt=0, description="Training documents or pairs of each task.")
+    eval_examples: int = Field(100, gt=0, description="Documents or pairs of each validation and each test split.")
+    generator_seed: int = Field(0, ge=0, description="Seed of grammars and texts, independent of run.seed.")
+
+
 def _default_splits() -> dict[Literal["train", "validation", "test"], str]:
     return {"train": "train", "validation": "validation"}
 
@@ -34,11 +49,15 @@ def _default_splits() -> dict[Literal["train", "validation", "test"], str]:
 class HubTaskConfig(Section):
     path: str = Field(description="Data set name on the Hugging Face hub, or anything datasets.load_dataset takes.")
     config_name: str | None = Field(None, description="Configuration of the data set, for example a GLUE task.")
-    kind: Literal["classification", "pair_classification", "regression"] = Field(description="Type of the task.")
-    metric: Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"] = Field(description="Its score.")
+    kind: TaskKind = Field(description="Type of the task.")
+    metric: MetricName = Field(description="Its score.")
     text: str = Field(description="Column of the first text.")
     text_pair: str | None = Field(None, description="Column of the second text.")
     label: str = Field("label", description="Column of the label.")
+    target: str = Field("target", description="Only generation: column of the answer.")
+    references: str = Field(
+        "references", description="Only generation: column of all right answers, where the data set has one."
+    )
     labels: list[str] = Field(
         default_factory=list, description="Class names by id; empty: taken from the data set's features."
     )
@@ -50,17 +69,37 @@ class HubTaskConfig(Section):
     description: str | None = Field(None, description="A sentence about the task.")
 
 
+class IndexedTaskConfig(Section):
+    kind: Literal["language_modeling", "generation"] = Field(
+        "language_modeling", description="Plain documents, or documents of prompt and target."
+    )
+    metric: MetricName = Field("inverse_perplexity", description="Its score.")
+    train: str | list[str] | dict[str, float] = Field(
+        description="Indexed set(s) without suffix, below data.root; with weights: a blend, only of plain documents."
+    )
+    validation: str | list[str] = Field(description="Indexed set(s) without suffix.")
+    test: str | list[str] | None = Field(None, description="Indexed set(s); null: validation is reported.")
+    family: str | None = Field(None, description="Free label of related tasks.")
+    description: str | None = Field(None, description="A sentence about the task.")
+
+
 class TasksConfig(Section):
-    source: Literal["suite", "local", "hub"] = Field(
-        "suite", description="Embedded suite, folders under data.root, or the Hugging Face hub."
+    source: Literal["suite", "text_suite", "local", "hub", "indexed"] = Field(
+        "suite",
+        description="Embedded suite, embedded texts for language models, folders under data.root, the Hugging Face "
+        "hub, or indexed sets of token ids.",
     )
     names: list[str] | None = Field(None, description="Tasks in order; null: all that the source offers.")
     suite: SuiteConfig = Field(default_factory=SuiteConfig)
+    text_suite: TextSuiteConfig = Field(default_factory=TextSuiteConfig)
     folders: dict[str, str] = Field(
         default_factory=dict,
         description="Task name -> folder with task.json: tasks besides those of the source, for example an added one.",
     )
     hub: dict[str, HubTaskConfig] = Field(default_factory=dict, description="Task name -> where it is on the hub.")
+    indexed: dict[str, IndexedTaskConfig] = Field(
+        default_factory=dict, description="Task name -> its indexed sets (tools/preprocess_indexed.py)."
+    )
 
 
 class SamplingConfig(Section):
@@ -110,13 +149,20 @@ class SamplingConfig(Section):
 
 class DataConfig(Section):
     root: str | None = Field(
-        None, description="Folder of task folders (each with task.json) when tasks.source is local."
+        None,
+        description="Folder of task folders (each with task.json) when tasks.source is local; of indexed sets when it "
+        "is indexed.",
     )
     tokenizer: str | None = Field(
-        None, description="Hugging Face tokenizer folder; null: the pretrained model's, or the embedded word tokenizer."
+        None,
+        description="Hugging Face tokenizer folder, or SentencePiece .model file; null: the pretrained model's, or the "
+        "embedded word tokenizer.",
     )
     max_length: int = Field(
         128, gt=2, description="Longest sequence in tokens; longer texts are truncated, counted and reported."
+    )
+    prompt: str = Field(
+        "{text}\n", description="Template of the prompt of generation tasks; the target follows it at once."
     )
     batch_size: int = Field(64, gt=0, description="Examples per optimizer step, over all ranks and accumulation steps.")
     micro_batch_size: int | None = Field(

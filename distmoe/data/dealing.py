@@ -87,7 +87,9 @@ class Dealer:
 
     def placeholder(self) -> TaskBatch:
         """Returns the batch of a rank that has no example."""
-        return self._pinned(placeholder(task_id=self._placeholder_task, pad_token_id=self._pad_token_id))
+        return self._pinned(
+            placeholder(task_id=self._placeholder_task, pad_token_id=self._pad_token_id, store=self.store)
+        )
 
     def _pinned(self, batch: TaskBatch) -> TaskBatch:
         return batch.pinned() if self._pin_memory else batch

@@ -68,7 +68,7 @@ class EvalLoader:
                 ones = np.ones(len(chunks[place]), dtype=np.float32)
                 batch = collate(store, chunks[place], ones, pad_token_id=pad_token_id)
             else:
-                batch = placeholder(task_id=self._placeholder_task, pad_token_id=pad_token_id)
+                batch = placeholder(task_id=self._placeholder_task, pad_token_id=pad_token_id, store=store)
             yield batch.pinned() if self._pin_memory else batch
 
     def _store(self, split: Split) -> ExampleStore:

@@ -1,5 +1,7 @@
 """Everything between a source of tasks and the loaders: tokenize once, cache, report what was cut.
 
+Documents of a language modelling task are cached as an indexed set, and read as windows like any other indexed set.
+
 Ranks: the builder encodes what the cache lacks, then all meet at the barrier, then the others read the cache.
 """
 
@@ -7,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
 from distmoe.data.cache import SplitCache, cache_key
 from distmoe.data.config import DataConfig
-from distmoe.data.encoded import EncodedSplit, EncodedTasks
-from distmoe.data.preprocess import encode_split
+from distmoe.data.encoded import AnySplit, EncodedSplit, EncodedTasks
+from distmoe.data.indexed.documents import build_set
+from distmoe.data.indexed.sets import open_windows, read_pairs
+from distmoe.data.indexed.windows import WindowSplit
+from distmoe.data.preprocess import encode_pairs, encode_split, join_pairs
 from distmoe.data.sources.base import Split, TaskSource
 from distmoe.errors import ConfigError
 from distmoe.log import get_logger
@@ -33,6 +39,7 @@ class SplitReport:
         num_examples: Examples kept.
         num_truncated: Of these, examples longer than ``data.max_length``.
         num_dropped: Examples left out by ``data.max_train_examples``.
+        num_tokens_left_out: Tokens at the end of a corpus that fill no window.
     """
 
     task: str
@@ -40,6 +47,7 @@ class SplitReport:
     num_examples: int
     num_truncated: int
     num_dropped: int
+    num_tokens_left_out: int = 0
 
 
 def encode_tasks(
@@ -48,6 +56,7 @@ def encode_tasks(
     tokenizer: PreTrainedTokenizerBase,
     config: DataConfig,
     *,
+    seed: int = 0,
     is_builder: bool = True,
     barrier: Callable[[], None] = lambda: None,
 ) -> tuple[EncodedTasks, list[SplitReport]]:
@@ -58,6 +67,7 @@ def encode_tasks(
         source: Holds their examples.
         tokenizer: Turns texts into ids.
         config: Limits and the cache folder.
+        seed: The run's seed; orders the documents of a language modelling task.
         is_builder: True on the rank (one per file system) that writes the cache.
         barrier: Meets all ranks; called exactly once by each, also when the builder fails.
 
@@ -65,8 +75,8 @@ def encode_tasks(
         DataError: If a split is empty or an example does not fit its task.
         ConfigError: If the tokenizer cannot pad, or ``data.max_length`` leaves no room for text.
     """
-    _check_tokenizer(tokenizer, config)
-    build = _Builder(tasks, source, tokenizer, config)
+    _check_tokenizer(tokenizer, tasks, config)
+    build = _Builder(tasks, source, tokenizer, config, seed)
     if is_builder:
         try:
             encoded, reports = build.all()
@@ -81,9 +91,10 @@ def encode_tasks(
 
 class _Builder:
     def __init__(
-        self, tasks: TaskSet, source: TaskSource, tokenizer: PreTrainedTokenizerBase, config: DataConfig
+        self, tasks: TaskSet, source: TaskSource, tokenizer: PreTrainedTokenizerBase, config: DataConfig, seed: int
     ) -> None:
         self._tasks, self._source, self._tokenizer, self._config = tasks, source, tokenizer, config
+        self._seed = seed
         self._cache = SplitCache(config.cache_dir)
         self._tokenizer_fingerprint = fingerprint(tokenizer)
         self._reports: list[SplitReport] = []
@@ -101,29 +112,80 @@ class _Builder:
         )
         return encoded, self._reports
 
-    def _split(self, task: int, split: Split) -> EncodedSplit:
+    def _split(self, task: int, split: Split) -> AnySplit:
+        spec = self._tasks[task]
+        if spec.kind == "language_modeling":
+            windows = self._windows(task, split)
+            encoded: AnySplit = windows
+            left_out = windows.num_tokens_left_out
+        else:
+            encoded, left_out = self._encoded(task, split), 0
+        dropped = encoded.num_dropped
+        self._reports.append(SplitReport(spec.name, split, len(encoded), encoded.num_truncated, dropped, left_out))
+        return encoded
+
+    def _encoded(self, task: int, split: Split) -> EncodedSplit:
+        key = self._key(task, split)
+        encoded = self._cache.load(key)
+        if encoded is None:
+            encoded = self._encode(task, split)
+            self._cache.save(key, encoded)
+        return encoded
+
+    def _encode(self, task: int, split: Split) -> EncodedSplit:
+        spec, limit, max_length = self._tasks[task], self._limit(split), self._config.max_length
+        where, prompt = f"task {spec.name!r}, {split}", self._config.prompt
+        sets = self._source.indexed_sets(spec.name, split)
+        if sets is not None:
+            pairs = read_pairs(sets, self._tokenizer, where=where)
+            references = [(self._tokenizer.decode(target[:-1]),) for _, target in pairs[:limit]]
+            encoded, total = join_pairs(pairs[:limit], references, max_length=max_length), len(pairs)
+        else:
+            examples = self._source.examples(spec.name, split)
+            kept, total = examples[:limit], len(examples)
+            if spec.kind == "generation":
+                encoded = encode_pairs(kept, self._tokenizer, max_length=max_length, prompt=prompt, where=where)
+            else:
+                encoded = encode_split(kept, self._tokenizer, max_length=max_length)
+        return replace(encoded, num_dropped=total - len(encoded))
+
+    def _windows(self, task: int, split: Split) -> WindowSplit:
         name = self._tasks[task].name
-        limit = self._config.max_train_examples if split == "train" else None
-        key = cache_key(
+        sets = self._source.indexed_sets(name, split)
+        if sets is None:
+            path = self._cache.set_path(self._key(task, split))
+            texts = partial(self._source.examples, name, split)
+            build_set(path, lambda: [(one.text,) for one in texts()], self._tokenizer)
+            sets = {str(path): 0.0}
+        return open_windows(
+            sets,
+            self._tokenizer,
+            length=self._config.max_length,
+            seed=self._seed,
+            limit=self._limit(split),
+            keep_last=split != "train",
+            where=f"task {name!r}, {split}",
+        )
+
+    def _key(self, task: int, split: Split) -> str:
+        spec = self._tasks[task]
+        is_text = spec.kind == "language_modeling"  # documents are cached whole, before they are cut into windows
+        return cache_key(
             self._tasks,
             task,
             split,
-            content=self._source.fingerprint(name, split),
+            content=self._source.fingerprint(spec.name, split),
             tokenizer=self._tokenizer_fingerprint,
-            max_length=self._config.max_length,
-            max_examples=limit,
+            max_length=0 if is_text else self._config.max_length,
+            max_examples=None if is_text else self._limit(split),
+            prompt=self._config.prompt if spec.kind == "generation" else None,
         )
-        encoded = self._cache.load(key)
-        if encoded is None:
-            examples = self._source.examples(name, split)
-            encoded = encode_split(examples[:limit], self._tokenizer, max_length=self._config.max_length)
-            encoded = replace(encoded, num_dropped=len(examples) - len(encoded))
-            self._cache.save(key, encoded)
-        self._reports.append(SplitReport(name, split, len(encoded), encoded.num_truncated, encoded.num_dropped))
-        return encoded
+
+    def _limit(self, split: Split) -> int | None:
+        return self._config.max_train_examples if split == "train" else None
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> None:
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, tasks: TaskSet, config: DataConfig) -> None:
     if tokenizer.pad_token_id is None:
         raise ConfigError(
             "the tokenizer has no padding token",
@@ -132,6 +194,21 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> 
             remedy="set pad_token in its tokenizer_config.json",
         )
     specials = tokenizer.num_special_tokens_to_add(pair=True)
+    pair = next((spec.name for spec in tasks if spec.pair), None)
+    if pair is not None and not specials:
+        raise ConfigError(
+            "the tokenizer puts nothing between the two texts of a pair task",
+            got=f"a tokenizer without special tokens for task {pair!r}",
+            expected="a tokenizer with a separator, such as BERT's",
+            remedy=f"set data.tokenizer to one, or leave {pair!r} out of tasks.names",
+        )
+    if "{text}" not in config.prompt:
+        raise ConfigError(
+            "data.prompt has no place for the text",
+            got=repr(config.prompt),
+            expected="a template with {text}",
+            remedy="put {text} into data.prompt",
+        )
     if config.max_length < specials + 2:
         raise ConfigError(
             "data.max_length leaves no room for two texts",
@@ -148,6 +225,10 @@ def _log(tasks: TaskSet, encoded: EncodedTasks, reports: list[SplitReport]) -> N
     if dropped:
         shown = ", ".join(f"{r.task} {r.split} {r.num_dropped}" for r in dropped)
         _logger.warning("examples left out by data.max_train_examples: %s", shown)
+    short = [report for report in reports if report.num_tokens_left_out]
+    if short:
+        shown = ", ".join(f"{r.task} {r.split} {r.num_tokens_left_out}" for r in short)
+        _logger.info("tokens at the end of a corpus that fill no window of data.max_length: %s", shown)
     cut = [report for report in reports if report.num_truncated]
     if cut:
         shown = ", ".join(f"{r.task} {r.split} {r.num_truncated} of {r.num_examples}" for r in cut)

@@ -114,6 +114,13 @@ def make_workload(
         DistmoeError: If the configuration contradicts itself.
     """
     shape = resolve_shape(config.model, sources.vocab_size, sources.pad_token_id)
+    if not isinstance(shape, EncoderShape):
+        raise ConfigError(
+            "the forecast knows encoders only: a decoder's logits over the vocabulary would be missing in it",
+            got=f"model.family={config.model.family}",
+            expected="model.family=encoder",
+            remedy="measure a decoder with a short run on the target machine",
+        )
     routed = routed_layers(config.model.moe, shape.num_layers)
     grouping = resolve_grouping(config.structure, sources.tasks, len(routed))
     with torch.device("meta"):

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Required, TypedDict, Unpack, overload
 
 import torch
 from torch import nn
 
 from distmoe.errors import ConfigError
+from distmoe.models.build_decoder import build_decoder, check_decoder
 from distmoe.models.config import ModelConfig
+from distmoe.models.decoder_shape import DecoderShape
 from distmoe.models.encoder import Encoder
+from distmoe.models.feed_forward import feed_forward_parts, reset_feed_forward
 from distmoe.models.freezing import first_trainable_layer, freeze_parts, frozen_layers
 from distmoe.models.heads import TaskHeads
 from distmoe.models.layer import EncoderLayer
-from distmoe.models.layer_plan import routed_layers
 from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.models.pooler import Pooler
-from distmoe.models.shape import EncoderShape
-from distmoe.moe.build import build_routed_feed_forward
+from distmoe.models.shape import EncoderShape, ModelShape
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.nn.attention import SelfAttention
 from distmoe.nn.conditional.build import ConditionalParts, LayerParts, build_conditional
@@ -28,25 +31,41 @@ from distmoe.parallel.process_groups import LayerHosting
 from distmoe.parallel.traffic import TrafficCounter
 from distmoe.tasks import TaskGrouping, TaskSet
 
-# Whose streams all task groups of a layer draw from where they start alike.
-FIRST_POOL = "g0"
+MultiTaskModel = MultiTaskEncoder | MultiTaskDecoder
 
 
+class _Rest(TypedDict, total=False):
+    """The other arguments of :func:`build_model`, for its overloads."""
+
+    tasks: Required[TaskSet]
+    grouping: Required[TaskGrouping]
+    hosting: Required[Sequence[LayerHosting]]
+    seed: Required[int]
+    traffic: TrafficCounter | None
+    alike: bool
+
+
+@overload
+def build_model(config: ModelConfig, *, shape: EncoderShape, **rest: Unpack[_Rest]) -> MultiTaskEncoder: ...
+@overload
+def build_model(config: ModelConfig, *, shape: DecoderShape, **rest: Unpack[_Rest]) -> MultiTaskDecoder: ...
+@overload
+def build_model(config: ModelConfig, *, shape: ModelShape, **rest: Unpack[_Rest]) -> MultiTaskModel: ...
 def build_model(
     config: ModelConfig,
     *,
-    shape: EncoderShape,
+    shape: ModelShape,
     tasks: TaskSet,
     grouping: TaskGrouping,
     hosting: Sequence[LayerHosting],
     seed: int,
     traffic: TrafficCounter | None = None,
     alike: bool = False,
-) -> MultiTaskEncoder:
+) -> MultiTaskModel:
     """Returns this rank's part of the model, freshly initialised from named streams.
 
     Values depend on the seed and on names only: dense parameters are equal on all ranks, and an expert is the same
-    wherever it is hosted. A pretrained encoder is loaded over it afterwards.
+    wherever it is hosted. A pretrained model is loaded over it afterwards.
 
     Args:
         config: Section ``model``.
@@ -61,39 +80,26 @@ def build_model(
 
     Raises:
         ConfigError: If the grouping or the hosting is for another number of routed layers, experts do not divide, or
-            a frozen or conditioned layer does not exist.
+            a frozen or conditioned layer does not exist, or a task does not belong to the family.
     """
-    routed = routed_layers(config.moe, shape.num_layers)
-    if not len(routed) == grouping.num_layers == len(hosting):
-        raise ConfigError(
-            "the task grouping is for another number of routed layers",
-            got=f"{grouping.num_layers} partition(s), hosting of {len(hosting)} layer(s)",
-            expected=f"{len(routed)}, for the routed layers {list(routed)}",
-            remedy="give one partition per routed layer in structure.grouping, or change model.moe.layers",
+    if isinstance(shape, DecoderShape):
+        return build_decoder(
+            config,
+            shape=shape,
+            tasks=tasks,
+            grouping=grouping,
+            hosting=hosting,
+            seed=seed,
+            traffic=traffic,
+            alike=alike,
         )
+    _check_tasks(tasks)
+    parts = feed_forward_parts(config, shape=shape, tasks=tasks, grouping=grouping, hosting=hosting, traffic=traffic)
     conditional = _build_conditional(config, shape, num_tasks=len(tasks))
-    layers: list[EncoderLayer] = []
-    for index in range(shape.num_layers):
-        feed_forward: FeedForward | RoutedFeedForward
-        if config.moe is not None and index in routed:
-            routed_index = routed.index(index)
-            feed_forward = build_routed_feed_forward(
-                config.moe,
-                layer_index=index,
-                routed_index=routed_index,
-                hidden_size=shape.hidden_size,
-                intermediate_size=shape.intermediate_size,
-                activation=shape.activation,
-                tasks=tasks,
-                partition=grouping.layers[routed_index],
-                hosting=hosting[routed_index],
-                activation_checkpointing=config.activation_checkpointing,
-                traffic=traffic,
-            )
-        else:
-            feed_forward = FeedForward(shape.hidden_size, shape.intermediate_size, shape.activation)
-        parts = None if conditional is None else conditional.layers[index]
-        layers.append(_build_layer(config, shape, feed_forward, parts))
+    layers = [
+        _build_layer(config, shape, part, None if conditional is None else conditional.layers[index])
+        for index, part in enumerate(parts)
+    ]
     embeddings = EncoderEmbeddings(
         vocab_size=shape.vocab_size,
         max_positions=shape.max_positions,
@@ -122,33 +128,35 @@ def initialise(model: MultiTaskEncoder, *, seed: int, std: float, alike: bool = 
     for index, layer in enumerate(model.encoder.layers):
         name = f"encoder.layers.{index}"
         layer.attention.reset(seed, f"{name}.attention", std)  # type: ignore[operator, union-attr]
-        _reset_feed_forward(layer.feed_forward, seed, f"{name}.feed_forward", std, alike)  # type: ignore[arg-type]
+        reset_feed_forward(layer.feed_forward, seed, f"{name}.feed_forward", std, alike)  # type: ignore[arg-type]
     reset_conditional(model.encoder, seed, "encoder", std)
     model.pooler.reset(seed, "pooler", std)
     model.heads.reset(seed, "heads", std)
     # LayerNorms start as the identity, which is how their constructor leaves them.
 
 
-def _reset_feed_forward(
-    feed_forward: FeedForward | RoutedFeedForward, seed: int, name: str, std: float, alike: bool
-) -> None:
-    if not isinstance(feed_forward, RoutedFeedForward):
-        feed_forward.reset(seed, name, std)
-        return
-    feed_forward.gate.reset(seed, f"{name}.gate")
-    for key, pool in feed_forward.pools.items():
-        pool.reset(seed, f"{name}.pools.{FIRST_POOL if alike else key}", std)  # type: ignore[operator, union-attr]
-    if feed_forward.shared_mlp is not None:
-        feed_forward.shared_mlp.reset(seed, f"{name}.shared_mlp", std)
+def _check_tasks(tasks: TaskSet) -> None:
+    others = [spec.name for spec in tasks if spec.predicts_tokens]
+    if others:
+        raise ConfigError(
+            "an encoder cannot answer in tokens",
+            got=f"model.family=encoder with {', '.join(others)}",
+            expected="tasks of type classification, pair_classification or regression",
+            remedy="choose other tasks.names, or set model.family=decoder",
+        )
 
 
-def check_layers(config: ModelConfig, shape: EncoderShape) -> None:
-    """Refuses frozen and conditioned layers that do not fit the encoder, before anything is built.
+def check_layers(config: ModelConfig, shape: ModelShape, tasks: TaskSet) -> None:
+    """Refuses frozen layers, conditioned layers and tasks that do not fit the model, before anything is built.
 
     Raises:
         ConfigError: Naming the key.
     """
     frozen_layers(config.freeze, shape.num_layers)
+    if isinstance(shape, DecoderShape):
+        check_decoder(config, tasks)
+        return
+    _check_tasks(tasks)
     with torch.device("meta"):
         _build_conditional(config, shape, num_tasks=1)
 

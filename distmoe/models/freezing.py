@@ -12,6 +12,7 @@ from typing import Literal
 from torch import nn
 
 from distmoe.errors import ConfigError
+from distmoe.models.decoder import Decoder
 from distmoe.models.encoder import Encoder
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.nn.conditional.module import conditional_parameters
@@ -49,16 +50,16 @@ def first_trainable_layer(choice: Freeze, num_layers: int) -> int:
     return next((layer for layer in range(num_layers) if layer not in frozen), num_layers)
 
 
-def freeze_parts(encoder: Encoder, choice: Freeze) -> None:
+def freeze_parts(stack: Encoder | Decoder, choice: Freeze) -> None:
     """Takes the gradient of the chosen parts away.
 
     What conditioning added stays trainable, also inside frozen layers. So do gates: a router that cannot move cannot
     balance the load that the trained layers below or above send to it.
     """
-    layers = frozen_layers(choice, len(encoder.layers))
+    layers = frozen_layers(choice, len(stack.layers))
     if layers is None:
         return
-    for module in (encoder.embeddings, *(encoder.layers[index] for index in layers)):
+    for module in (stack.embeddings, *(stack.layers[index] for index in layers)):
         kept = {id(parameter) for parameter in _kept(module)}
         for parameter in module.parameters():
             parameter.requires_grad_(id(parameter) in kept)

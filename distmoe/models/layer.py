@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from distmoe.models.routed_positions import route_positions
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.moe.routing import Routing, TokenContext
 from distmoe.nn.attention import SelfAttention
@@ -84,7 +84,7 @@ class EncoderLayer(nn.Module):
         if not isinstance(self.feed_forward, RoutedFeedForward):
             return self._recomputed(self._transform, attended_BSD, conditioning), None
         normed_BSD = _normalise(self.feed_forward_norm, attended_BSD, conditioning) if self.pre_norm else attended_BSD
-        change_BSD, routing = self._route(normed_BSD, token_index_T, context)
+        change_BSD, routing = route_positions(self.feed_forward, normed_BSD, token_index_T, context)
         return self._finish(attended_BSD, change_BSD, conditioning), routing
 
     def _attend(self, x_BSD: Tensor, mask_B11S: Tensor, conditioning: Conditioning | None) -> Tensor:
@@ -105,13 +105,6 @@ class EncoderLayer(nn.Module):
         if not self.pre_norm:
             x_BSD = _normalise(self.feed_forward_norm, x_BSD, conditioning)
         return x_BSD if self.bottleneck is None else self.bottleneck(x_BSD, attended_BSD, conditioning)
-
-    def _route(self, x_BSD: Tensor, token_index_T: Tensor, context: TokenContext) -> tuple[Tensor, Routing]:
-        """Routes the real tokens; padding gets zero, so it costs no expert and enters no statistic."""
-        x_ND = x_BSD.flatten(0, 1)
-        y_TD, routing = self.feed_forward(x_ND.index_select(0, token_index_T), context)
-        y_ND = torch.zeros_like(x_ND, dtype=y_TD.dtype).index_copy(0, token_index_T, y_TD)
-        return y_ND.view_as(x_BSD), routing
 
     def _recomputed(self, function: Callable[..., Tensor], *inputs: Tensor | Conditioning | None) -> Tensor:
         if self.activation_checkpointing and self.training:

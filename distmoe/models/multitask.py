@@ -14,8 +14,8 @@ from distmoe.models.encoder import Encoder
 from distmoe.models.heads import TaskHeads
 from distmoe.models.output import ModelOutput
 from distmoe.models.pooler import Pooler
+from distmoe.models.routed_positions import token_context
 from distmoe.models.shape import EncoderShape
-from distmoe.moe.routing import TokenContext
 
 
 class MultiTaskEncoder(nn.Module):
@@ -60,10 +60,3 @@ class MultiTaskEncoder(nn.Module):
         hidden_BSD, _ = self.encoder(routed, token_context(routed))
         pooled_BD: Tensor = self.pooler(hidden_BSD, batch.attention_mask_BS)
         return pooled_BD.to(torch.promote_types(pooled_BD.dtype, torch.float32))
-
-
-def token_context(batch: TaskBatch) -> TokenContext:
-    """Returns tasks and sequences of the batch's real tokens; no device synchronisation."""
-    num_sequences, length = batch.input_ids_BS.shape
-    sequence_ids_T = batch.token_index_T.div(length, rounding_mode="floor")
-    return TokenContext(batch.task_ids_B.index_select(0, sequence_ids_T), sequence_ids_T, num_sequences)

@@ -1,6 +1,6 @@
 """What the model hands to the objective and to evaluation.
 
-Shape letters: B sequences, C outputs of the widest head.
+Shape letters: B sequences, C outputs of the widest head, T real tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -28,3 +28,19 @@ class ModelOutput:
     routings: tuple[Routing, ...]
     context: TokenContext
     features: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenOutput:
+    """Answer of one forward pass of a decoder.
+
+    Attributes:
+        logits_TV: Logits of the token after each real token, in the order of ``batch.token_index_T``, in the model's
+            dtype.
+        routings: One per routed layer, shallow to deep; empty for a dense model.
+        context: What the tokens are, also the routings'.
+    """
+
+    logits_TV: Tensor
+    routings: tuple[Routing, ...]
+    context: TokenContext

@@ -13,7 +13,7 @@ from distmoe.nn.conditional.module import conditional_parameters
 
 RoleKind = Literal["dense", "gate", "head", "pool"]
 
-_LAYER = re.compile(r"(?:^|\.)encoder\.layers\.(\d+)\.feed_forward\.(gate|pools)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:encoder|decoder)\.layers\.(\d+)\.feed_forward\.(gate|pools)\.")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Role:
     Attributes:
         kind: ``pool``: an expert's weights, held where they are hosted; ``gate``: routers and task tables, with their
             own learning rate; ``head``; ``dense``: all others. Only pools are not replicated on every rank.
-        decay: Whether weight decay applies: not to biases and LayerNorms, nor to what modulates them by task.
+        decay: Whether weight decay applies: not to biases and norms, nor to what modulates them by task.
         routed_index: For gates and pools, the index of their routed layer (0 is the shallowest), else None.
     """
 
@@ -69,7 +69,7 @@ def _norm_parameters(model: nn.Module) -> set[str]:
     return {
         f"{path}.{name}"
         for path, module in model.named_modules()
-        if isinstance(module, nn.LayerNorm)
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm)
         for name, _ in module.named_parameters(recurse=False)
     }
 

@@ -1,4 +1,4 @@
-"""The shape of an encoder, from the configuration or from a Hugging Face folder."""
+"""The shape of a model, from the configuration or from a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from distmoe.errors import CheckpointError, ConfigError
 from distmoe.models.config import ModelConfig
+from distmoe.models.decoder_shape import DECODER_KEY, DECODER_TYPES, DecoderShape, decoder_shape, decoder_shape_of
 from distmoe.nn.activations import ACTIVATIONS
 
 # Families whose tensors and arithmetic are BERT's, and those that differ from it in position numbers only.
@@ -65,7 +66,15 @@ class EncoderShape:
         return cls(**value)
 
 
-def resolve_shape(config: ModelConfig, vocab_size: int, pad_token_id: int) -> EncoderShape:
+ModelShape = EncoderShape | DecoderShape
+
+
+def shape_from_json(value: dict[str, Any]) -> ModelShape:
+    """Inverse of ``to_json`` of either shape."""
+    return DecoderShape.from_json(value) if value.get(DECODER_KEY) else EncoderShape.from_json(value)
+
+
+def resolve_shape(config: ModelConfig, vocab_size: int, pad_token_id: int) -> ModelShape:
     """Returns the shape of the model that ``config`` describes.
 
     With ``model.pretrained`` the folder's config.json decides, and the configuration's own shape keys are not read.
@@ -76,9 +85,12 @@ def resolve_shape(config: ModelConfig, vocab_size: int, pad_token_id: int) -> En
         pad_token_id: Padding id of the tokenizer.
 
     Raises:
-        ConfigError: If heads do not divide the width, the encoder is of another family, or it is asked to be pre-LN.
+        ConfigError: If heads do not divide the width, the folder is of another family, or an encoder is asked to be
+            pre-LN.
         CheckpointError: If the folder or its config.json is missing or unreadable, or its token table is too small.
     """
+    if config.pretrained is None and config.family == "decoder":
+        return decoder_shape(config, vocab_size, pad_token_id)
     if config.pretrained is None:
         return EncoderShape(
             vocab_size=vocab_size,
@@ -93,7 +105,15 @@ def resolve_shape(config: ModelConfig, vocab_size: int, pad_token_id: int) -> En
         )
     folder = Path(config.pretrained)
     shape = shape_of_folder(folder, pad_token_id)
-    if config.norm == "pre":
+    own = "decoder" if isinstance(shape, DecoderShape) else "encoder"
+    if own != config.family:
+        raise ConfigError(
+            "model.pretrained is of another family than the model of the run",
+            got=f"model.family={config.family}, the folder {folder} of the other family",
+            expected=f"model.family={own}",
+            remedy=f"set model.family={own}, or choose another folder",
+        )
+    if isinstance(shape, EncoderShape) and config.norm == "pre":
         raise ConfigError(
             "a pretrained BERT or RoBERTa encoder is post-LN",
             got=f"model.norm=pre with model.pretrained={folder}",
@@ -102,7 +122,7 @@ def resolve_shape(config: ModelConfig, vocab_size: int, pad_token_id: int) -> En
         )
     if vocab_size > shape.vocab_size:
         raise CheckpointError(
-            f"the tokenizer does not belong to the pretrained encoder {folder}",
+            f"the tokenizer does not belong to the pretrained {own} {folder}",
             got=f"{vocab_size} token ids",
             expected=f"at most {shape.vocab_size}, the rows of its token table",
             remedy="use the tokenizer of the same folder (leave the tokenizer key empty)",
@@ -110,21 +130,23 @@ def resolve_shape(config: ModelConfig, vocab_size: int, pad_token_id: int) -> En
     return shape
 
 
-def shape_of_folder(folder: Path, pad_token_id: int | None = None) -> EncoderShape:
-    """Reads the shape of a Hugging Face BERT or RoBERTa folder; its own padding id unless one is given.
+def shape_of_folder(folder: Path, pad_token_id: int | None = None) -> ModelShape:
+    """Reads the shape of a Hugging Face folder; its own padding id unless one is given.
 
     Raises:
-        ConfigError: If the encoder is of another family or has a part that distmoe does not have.
+        ConfigError: If the model is of another family or has a part that distmoe does not have.
         CheckpointError: If the folder or its config.json is missing or unreadable.
     """
     values = read_hf_config(folder)
     kind = values.get("model_type")
+    if kind in DECODER_TYPES:
+        return decoder_shape_of(folder, values, pad_token_id)
     if kind not in BERT_TYPES + ROBERTA_TYPES:
         raise ConfigError(
-            f"distmoe cannot start from the encoder in {folder}",
+            f"distmoe cannot start from the model in {folder}",
             got=f'model_type "{kind}"',
-            expected=" | ".join(BERT_TYPES + ROBERTA_TYPES),
-            remedy="choose a BERT or RoBERTa checkpoint for model.pretrained",
+            expected=" | ".join(BERT_TYPES + ROBERTA_TYPES + DECODER_TYPES),
+            remedy="choose a checkpoint of one of these families for model.pretrained",
         )
     _refuse_variants(folder, values)
     own_pad_token_id = values.get("pad_token_id", 1 if kind in ROBERTA_TYPES else 0)
@@ -162,7 +184,7 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(
-            "the pretrained encoder has no config.json" if folder.is_dir() else "there is no pretrained folder",
+            "the pretrained model has no config.json" if folder.is_dir() else "there is no pretrained folder",
             got=path if folder.is_dir() else folder,
             expected="a Hugging Face folder with config.json, model.safetensors and tokenizer files",
             remedy="set model.pretrained to a downloaded folder (not to a model's name on the hub)",
@@ -176,7 +198,7 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
             f"{path} cannot be read",
             got=values if isinstance(values, Exception) else type(values).__name__,
             expected="a JSON object",
-            remedy="download or save the encoder again",
+            remedy="download or save the model again",
         )
     return values
 

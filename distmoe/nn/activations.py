@@ -9,6 +9,9 @@ from torch import Tensor
 
 from distmoe.errors import ConfigError
 
+SWIGLU = "swiglu"
+"""Name of the gated feed-forward part, ``silu(gate) * up``: not a function of one tensor, so not in the table."""
+
 
 def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")

@@ -7,6 +7,7 @@ Only what the configuration alone can tell. What the number of ranks, the files 
 from __future__ import annotations
 
 from distmoe.errors import ConfigError
+from distmoe.models.config import ModelConfig
 from distmoe.moe.config import TASK_LEVEL_GATES, MoEConfig
 from distmoe.structure.config import LearnConfig
 from distmoe.training.config import RunConfig
@@ -19,6 +20,7 @@ def check(config: RunConfig) -> None:
         ConfigError: Naming both keys and which of them to change.
     """
     _check_source(config)
+    _check_family(config)
     _check_shape(config)
     if config.structure.learn is not None:
         _check_learning(config, config.structure.learn)
@@ -51,12 +53,38 @@ def _check_source(config: RunConfig) -> None:
             )
 
 
+def _check_family(config: RunConfig) -> None:
+    """Keys of the other family, and what a decoder does not do."""
+    model, plain = config.model, ModelConfig()
+    unread = ("decoder",) if model.family == "encoder" else ("norm", "layer_norm_eps", "pooling")
+    set_keys = [key for key in unread if getattr(model, key) != getattr(plain, key)]
+    if set_keys:
+        other = "decoder" if model.family == "encoder" else "encoder"
+        raise ConfigError(
+            f"keys of the {other} are set, but the model is of the other family",
+            got=f"model.family={model.family} with model.{', model.'.join(set_keys)}",
+            expected=f"model.family={other}, or the defaults of these keys",
+            remedy=f"set model.family={other}, or remove model.{set_keys[0]}",
+        )
+    if model.family == "encoder":
+        return
+    if config.structure.learn is not None or config.data.sampling.strategy == "uncertainty":
+        key = "structure.learn" if config.structure.learn is not None else "data.sampling.strategy=uncertainty"
+        raise ConfigError(
+            "this needs one answer per example, and a decoder answers in tokens",
+            got=f"{key} with model.family=decoder",
+            expected="structure.learn=null and another sampling strategy",
+            remedy=f"remove {key}, or set model.family=encoder",
+        )
+
+
 def _check_shape(config: RunConfig) -> None:
     """The keys below are ignored with ``model.pretrained``: the folder's own shape wins and is checked there."""
     model = config.model
     if model.pretrained is not None:
         return
-    if model.hidden_size % model.num_heads:
+    free = model.family == "decoder" and model.decoder.head_size is not None
+    if model.hidden_size % model.num_heads and not free:
         raise ConfigError(
             "model.num_heads does not divide model.hidden_size",
             got=f"model.hidden_size={model.hidden_size}, model.num_heads={model.num_heads}",
@@ -65,7 +93,7 @@ def _check_shape(config: RunConfig) -> None:
         )
     if config.data.max_length > model.max_positions:
         raise ConfigError(
-            "data.max_length is longer than the position table",
+            "data.max_length is longer than the model's context",
             got=f"data.max_length={config.data.max_length}, model.max_positions={model.max_positions}",
             expected=f"data.max_length <= {model.max_positions}",
             remedy="shorten data.max_length, or raise model.max_positions",

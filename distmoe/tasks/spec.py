@@ -12,10 +12,29 @@ from typing import Literal, get_args
 
 from distmoe.errors import DataError
 
-TaskKind = Literal["classification", "pair_classification", "regression"]
-MetricName = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"]
+TaskKind = Literal["classification", "pair_classification", "regression", "generation", "language_modeling"]
+MetricName = Literal[
+    "accuracy",
+    "f1",
+    "macro_f1",
+    "matthews",
+    "pearson",
+    "spearman",
+    "token_accuracy",
+    "inverse_perplexity",
+    "bleu",
+    "chrf",
+    "rouge_l",
+    "exact_match",
+    "exact_match_final_number",
+]
 
+_CLASS_METRICS = ("accuracy", "f1", "macro_f1", "matthews")
 _REGRESSION_METRICS = ("pearson", "spearman")
+# Higher is better for every metric; 1 / perplexity is the geometric mean of the probabilities of the target tokens.
+TOKEN_METRICS = ("token_accuracy", "inverse_perplexity")
+# Scores of generated text against references; reading them needs generation, not only the loss.
+TEXT_METRICS = ("bleu", "chrf", "rouge_l", "exact_match", "exact_match_final_number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +43,11 @@ class TaskSpec:
 
     Args:
         name: Unique name; becomes an integer id at the edge of the program and stays one inside.
-        kind: Chooses the loss: cross-entropy for the two classifications, squared error for regression.
+        kind: Chooses the loss: cross-entropy for the two classifications, squared error for regression, cross-entropy
+            of the next token for ``generation`` (text -> target: on the target's tokens) and ``language_modeling``
+            (plain text: on all tokens).
         metric: The score that evaluation reports and model selection averages.
-        labels: Class names in the order of their ids; empty for regression.
+        labels: Class names in the order of their ids; only for classifications.
         pair: Whether examples have two texts.
         family: Free label of related tasks; ``structure.grouping: family`` groups by it.
         description: A sentence about the task, read by the ``task_description`` gate.
@@ -62,20 +83,12 @@ class TaskSpec:
                 remedy='correct "metric" in its task.json',
             )
         if self.kind == "regression":
-            if self.labels:
-                raise DataError(
-                    f"{where} is a regression with class labels",
-                    got=f"{len(self.labels)} labels",
-                    expected="no labels",
-                    remedy='remove "labels", or change "type" to classification',
-                )
-            if self.metric not in _REGRESSION_METRICS:
-                raise DataError(
-                    f"{where} is a regression with a metric for classes",
-                    got=self.metric,
-                    expected=" | ".join(_REGRESSION_METRICS),
-                    remedy='change "metric" in its task.json',
-                )
+            self._refuse_labels("regression")
+            self._check_metric("regression with a metric for classes", _REGRESSION_METRICS)
+        elif self.predicts_tokens:
+            self._refuse_labels(self.kind)
+            allowed = TOKEN_METRICS if self.kind == "language_modeling" else (*TOKEN_METRICS, *TEXT_METRICS)
+            self._check_metric(f"{self.kind} task with a metric for other tasks", allowed)
         else:
             if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
                 raise DataError(
@@ -84,13 +97,7 @@ class TaskSpec:
                     expected="two or more different names",
                     remedy='list them under "labels" in its task.json',
                 )
-            if self.metric in _REGRESSION_METRICS:
-                raise DataError(
-                    f"{where} is a classification with a metric for numbers",
-                    got=self.metric,
-                    expected="accuracy | f1 | macro_f1 | matthews",
-                    remedy='change "metric" in its task.json',
-                )
+            self._check_metric("classification with a metric for numbers", _CLASS_METRICS)
         if self.kind == "pair_classification" and not self.pair:
             object.__setattr__(self, "pair", True)
 
@@ -99,6 +106,36 @@ class TaskSpec:
         return self.kind == "regression"
 
     @property
+    def predicts_tokens(self) -> bool:
+        """Whether the task's answers are tokens, and its loss therefore one per target token."""
+        return self.kind in ("generation", "language_modeling")
+
+    @property
+    def is_scored_by_text(self) -> bool:
+        """Whether evaluation must generate: the metric compares texts."""
+        return self.metric in TEXT_METRICS
+
+    @property
     def num_outputs(self) -> int:
-        """Width of the task's head: one per class, or one number."""
+        """Width of the task's head: one per class, or one number; 0 where answers are tokens of the vocabulary."""
+        if self.predicts_tokens:
+            return 0
         return 1 if self.is_regression else len(self.labels)
+
+    def _refuse_labels(self, kind: str) -> None:
+        if self.labels:
+            raise DataError(
+                f"task {self.name!r} is a {kind} with class labels",
+                got=f"{len(self.labels)} labels",
+                expected="no labels",
+                remedy='remove "labels", or change "type" to classification',
+            )
+
+    def _check_metric(self, problem: str, allowed: tuple[str, ...]) -> None:
+        if self.metric not in allowed:
+            raise DataError(
+                f"task {self.name!r} is a {problem}",
+                got=self.metric,
+                expected=" | ".join(allowed),
+                remedy='change "metric" in its task.json',
+            )

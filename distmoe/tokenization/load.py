@@ -1,4 +1,4 @@
-"""Loads a Hugging Face tokenizer from a folder, and gives every tokenizer a fingerprint."""
+"""Loads a tokenizer from a Hugging Face folder or a SentencePiece model, and gives every tokenizer a fingerprint."""
 
 from __future__ import annotations
 
@@ -9,19 +9,26 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from distmoe.errors import ConfigError
+from distmoe.tokenization.sentencepiece_model import SUFFIX, load_sentencepiece
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Returns the tokenizer of a local folder; nothing is downloaded and no code of the folder is run.
 
+    Args:
+        folder: Saved by ``save_pretrained``, or a ``.model`` file of SentencePiece, which gives the same ids and the
+            same fingerprint as the folder that ``tools/train_tokenizer.py`` writes beside it.
+
     Raises:
         ConfigError: If the folder is missing, has no tokenizer, or its tokenizer cannot pad.
     """
+    if Path(folder).suffix == SUFFIX and Path(folder).is_file():
+        return load_sentencepiece(folder)
     if not Path(folder).is_dir():
         raise ConfigError(
             "no such tokenizer folder",
             got=folder,
-            expected="a folder saved by save_pretrained",
+            expected="a folder saved by save_pretrained, or a .model file of SentencePiece",
             remedy="correct data.tokenizer or model.pretrained",
         )
     try:

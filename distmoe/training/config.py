@@ -21,6 +21,9 @@ class RunSection(Section):
     seed: int = Field(0, ge=0, description="Seed of weights, data order and dropout.")
     log_every: int = Field(10, gt=0, description="Optimizer steps between lines of metrics.jsonl.")
     eval_every: int | None = Field(100, gt=0, description="Optimizer steps between evaluations; null: only at the end.")
+    max_new_tokens: int = Field(
+        64, gt=0, description="Longest answer that evaluation generates, for tasks whose metric compares texts."
+    )
     early_stop: int | None = Field(
         None, gt=0, description="Evaluations without a better macro score before training stops; null: never."
     )

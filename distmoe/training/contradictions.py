@@ -12,6 +12,7 @@ from distmoe.errors import ConfigError, ParallelError
 from distmoe.moe.config import MoEConfig
 from distmoe.tasks import TaskGrouping, TaskSet
 from distmoe.training.config import RunConfig
+from distmoe.training.text_scores import require_scorers
 
 
 def check_environment(config: RunConfig, *, num_ranks: int) -> None:
@@ -40,6 +41,33 @@ def check_positions(config: RunConfig, max_positions: int) -> None:
             got=f"data.max_length={config.data.max_length}",
             expected=f"data.max_length <= {max_positions}",
             remedy="lower data.max_length",
+        )
+
+
+def check_answers(config: RunConfig, tasks: TaskSet, *, max_positions: int, zero_stage: int) -> None:
+    """Refuses tasks whose answers could not be generated or scored, before anything is trained.
+
+    Raises:
+        ConfigError: If an answer may not fit behind its prompt, weights are sharded, or a library is missing.
+    """
+    by_text = [spec.name for spec in tasks if spec.is_scored_by_text]
+    if not by_text:
+        return
+    require_scorers(tasks)
+    longest = config.data.max_length + config.run.max_new_tokens
+    if longest > max_positions:
+        raise ConfigError(
+            "an answer may become longer than the model's context",
+            got=f"data.max_length={config.data.max_length} + run.max_new_tokens={config.run.max_new_tokens}",
+            expected=f"at most {max_positions} together",
+            remedy="raise model.max_positions, or lower one of them",
+        )
+    if zero_stage == 3:
+        raise ConfigError(
+            "answers are not generated from weights that are sharded over ranks",
+            got=f"ZeRO-3 with tasks scored by text: {', '.join(by_text)}",
+            expected="ZeRO-1 or ZeRO-2, or metric token_accuracy or inverse_perplexity",
+            remedy="set parallel.deepspeed to a ZeRO-1 or ZeRO-2 file, or change the tasks' metric",
         )
 
 

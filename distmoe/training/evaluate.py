@@ -1,12 +1,14 @@
 """Scores a split: all ranks together, every example exactly once.
 
 Collectives: the model's own, in the same number on each rank, because the loader gives every rank the same number of
-batches; then one gather of sizes and one of rows at the end. Dropout and router noise are off and no random generator
-advances, so training goes on as if no evaluation had happened.
+batches; then one gather of sizes and one of rows at the end. Tasks that are scored by text add generation
+(:mod:`distmoe.training.answers`). Dropout and router noise are off and no random generator advances, so training goes
+on as if no evaluation had happened.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,12 +22,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distmoe.data.batch import TaskBatch
+from distmoe.models.output import TokenOutput
 from distmoe.tasks import TaskSet, TaskSpec
 from distmoe.training.agreement import is_distributed
-from distmoe.training.metrics import macro, score
-from distmoe.training.objective import example_losses, predictions, regression_mask
+from distmoe.training.answers import Answers
+from distmoe.training.example_losses import by_row, predictions, regression_mask, row_losses, targets
+from distmoe.training.metrics import macro, score, score_tokens
 
-_COLUMNS = 5  # task, example, prediction, label, loss
+# task, example, prediction, label, loss; of a task that predicts tokens: right tokens, target tokens, sum of losses
+_COLUMNS = 5
+# Perplexities beyond exp(100) mean nothing, and JSON has no infinity.
+_LARGEST_LOSS = 100.0
 
 
 class Evaluable(Protocol):
@@ -54,13 +61,23 @@ def evaluating(engine: Evaluable) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One task on one split; ``loss`` is the mean cross-entropy or squared error."""
+    """One task on one split; ``loss`` is the mean cross-entropy (of examples or target tokens) or squared error."""
 
     task: str
     metric: str
     score: float
     loss: float
     num_examples: int
+    is_per_token: bool = False
+
+    @property
+    def perplexity(self) -> float | None:
+        """Of the target tokens; None where answers are no tokens."""
+        return math.exp(min(self.loss, _LARGEST_LOSS)) if self.is_per_token else None
+
+    def to_json(self) -> dict[str, Any]:
+        row = {"metric": self.metric, "score": self.score, "loss": self.loss, "examples": self.num_examples}
+        return row if self.perplexity is None else row | {"perplexity": self.perplexity}
 
 
 @dataclass(frozen=True)
@@ -86,15 +103,18 @@ class Evaluation:
             "split": self.split,
             "macro": self.macro,
             "seconds": round(self.seconds, 3),
-            "tasks": {
-                row.task: {"metric": row.metric, "score": row.score, "loss": row.loss, "examples": row.num_examples}
-                for row in self.tasks
-            },
+            "tasks": {row.task: row.to_json() for row in self.tasks},
         }
 
 
 def evaluate(
-    engine: Evaluable, batches: Iterable[TaskBatch], *, split: str, tasks: TaskSet, sizes: tuple[int, ...]
+    engine: Evaluable,
+    batches: Iterable[TaskBatch],
+    *,
+    split: str,
+    tasks: TaskSet,
+    sizes: tuple[int, ...],
+    answers: Answers | None = None,
 ) -> Evaluation:
     """Runs the model over a split and scores it; collective, equal result on all ranks.
 
@@ -104,17 +124,24 @@ def evaluate(
         split: Its name, for the log.
         tasks: The run's tasks.
         sizes: Examples of the split per task id; 0 where a task has no such split.
+        answers: Generates what tasks that are scored by text need; None where there is no such task.
     """
     began = time.monotonic()
     regression_N = regression_mask(tasks, engine.device)
+    chunks = []
     with evaluating(engine):
-        chunks = [_rows(engine, batch.to(engine.device), regression_N) for batch in batches]
+        for host_batch in batches:
+            batch = host_batch.to(engine.device)
+            chunks.append(_rows(engine, batch, regression_N))
+            if answers is not None:
+                answers.add(batch)
     own = torch.cat(chunks) if chunks else torch.zeros(0, _COLUMNS, dtype=torch.float64, device=engine.device)
     rows = gather_rows(own).cpu().numpy()
     _check_complete(rows, sizes, split)
+    by_text = {} if answers is None else answers.scores()
     # Sorted by example, so that float sums do not depend on how the examples were dealt to ranks.
     by_task = {task: own[np.argsort(own[:, 1])] for task in range(len(tasks)) if len(own := rows[rows[:, 0] == task])}
-    results = tuple(_score_task(tasks[task], own) for task, own in by_task.items())
+    results = tuple(_score_task(tasks[task], own, by_text.get(task)) for task, own in by_task.items())
     losses = {tasks[task].name: own[:, 4] for task, own in by_task.items()}
     return Evaluation(split, results, macro(row.score for row in results), time.monotonic() - began, losses)
 
@@ -138,16 +165,16 @@ def gather_rows(rows_RC: Tensor) -> Tensor:
 
 def _rows(engine: Evaluable, batch: TaskBatch, regression_N: Tensor) -> Tensor:
     """The batch's real examples as float64 rows; ids are exact up to 2**53."""
-    logits_BC: Tensor = engine(batch).logits_BC
-    regression_B = regression_N[batch.task_ids_B]
-    columns = [
-        batch.task_ids_B.double(),
-        batch.example_ids_B.double(),
-        predictions(logits_BC, regression_B),
-        batch.labels_B.double(),
-        example_losses(logits_BC, batch.labels_B, regression_B).double(),
-    ]
-    return torch.stack(columns, dim=1)[batch.example_mask_B]
+    output = engine(batch)
+    losses = row_losses(output, batch, regression_N)
+    if isinstance(output, TokenOutput):
+        right_T = output.logits_TV.argmax(dim=-1) == targets(batch)
+        prediction_B, label_B, loss_B = by_row(right_T.double(), output, batch), losses.count_B, losses.sum_B
+    else:
+        prediction_B = predictions(output.logits_BC, regression_N[batch.task_ids_B])
+        label_B, loss_B = batch.labels_B, losses.mean_B
+    columns = [batch.task_ids_B, batch.example_ids_B, prediction_B, label_B, loss_B]
+    return torch.stack([column.double() for column in columns], dim=1)[batch.example_mask_B]
 
 
 def _check_complete(rows: NDArray[np.float64], sizes: tuple[int, ...], split: str) -> None:
@@ -158,5 +185,10 @@ def _check_complete(rows: NDArray[np.float64], sizes: tuple[int, ...], split: st
     assert counts == sizes, f"{split}: evaluated {counts} examples per task, the split has {sizes}"
 
 
-def _score_task(spec: TaskSpec, rows: NDArray[np.float64]) -> TaskScore:
+def _score_task(spec: TaskSpec, rows: NDArray[np.float64], by_text: float | None) -> TaskScore:
+    if spec.predicts_tokens:
+        right, count, loss = rows[:, 2:].sum(axis=0)
+        mean = float(loss / count) if count else float("nan")
+        value = score_tokens(spec, right, count, mean) if by_text is None else by_text
+        return TaskScore(spec.name, spec.metric, value, mean, len(rows), is_per_token=True)
     return TaskScore(spec.name, spec.metric, score(spec, rows[:, 2], rows[:, 3]), float(rows[:, 4].mean()), len(rows))

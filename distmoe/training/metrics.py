@@ -9,6 +9,7 @@ Pearson, Spearman: a constant column  0.0 (correlation with a constant is undefi
 Matthews: one class only              0.0 (scikit-learn's definition)
 F1: class neither present nor found   0.0
 any prediction that is not finite     0.0
+a loss of tokens that is not finite   0.0, also where no token is a target
 ====================================  =============================================================
 """
 
@@ -54,6 +55,21 @@ def score(spec: TaskSpec, predictions: NDArray[np.float64], labels: NDArray[np.f
     if len(np.unique(predicted)) < 2 or len(np.unique(true)) < 2:
         return _undefined(spec, "only one class is predicted or present")
     return float(sklearn_metrics.matthews_corrcoef(true, predicted))
+
+
+def score_tokens(spec: TaskSpec, right: float, count: float, loss: float) -> float:
+    """Returns the score of a task whose answers are tokens, higher is better.
+
+    Args:
+        spec: Names the metric: ``token_accuracy``, or ``inverse_perplexity`` = exp(-loss), the geometric mean of the
+            probabilities of the target tokens.
+        right: Target tokens that the model would have chosen, given the true tokens before them.
+        count: Target tokens.
+        loss: Mean cross-entropy over them.
+    """
+    if not np.isfinite(loss):
+        return _undefined(spec, "it has no target token" if not count else "the loss is not finite")
+    return right / count if spec.metric == "token_accuracy" else float(np.exp(-loss))
 
 
 def macro(scores: Iterable[float]) -> float:

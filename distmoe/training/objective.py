@@ -3,7 +3,7 @@
 All tasks of a batch go through the same operations; nothing depends on which tasks are present, so every rank runs
 the same collectives (specification of task routing, section 8). Nothing here reads a device value on the host.
 
-Shape letters: B sequences, C output columns of the widest head, N tasks.
+Shape letters: B sequences, N tasks.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distmoe.data.batch import TaskBatch
-from distmoe.models.output import ModelOutput
+from distmoe.models.output import ModelOutput, TokenOutput
 from distmoe.moe.config import AuxiliaryLossConfig
 from distmoe.moe.losses import router_losses
 from distmoe.tasks import TaskGrouping, TaskSet
+from distmoe.training.example_losses import regression_mask, row_losses
 from distmoe.training.structural.alignment import AlignmentTerm
 
 
@@ -31,8 +31,9 @@ class LossBreakdown:
         total: Differentiable scalar; its mean over ranks and accumulation steps is the objective.
         task: The task part of ``total``, detached.
         loss_B: Unweighted loss of every row, detached; names the rows when a loss is not finite.
-        sum_by_task_N: Unweighted sum of this rank's example losses per task, float32, detached.
-        count_by_task_N: Real examples per task, float32.
+        sum_by_task_N: Unweighted sum of this rank's losses per task, over examples or target tokens; float32,
+            detached.
+        count_by_task_N: What they are a sum over: real examples, or target tokens; float32.
         finite: 1.0 if ``total`` is finite, else 0.0; a device value.
         auxiliary: Name -> mean over routed layers of the value over the global batch, unweighted, detached; equal on
             all ranks.
@@ -45,31 +46,6 @@ class LossBreakdown:
     count_by_task_N: Tensor
     finite: Tensor
     auxiliary: Mapping[str, Tensor]
-
-
-def regression_mask(tasks: TaskSet, device: torch.device | str = "cpu") -> Tensor:
-    """``[N]`` bool: which tasks are regressions."""
-    return torch.tensor([spec.is_regression for spec in tasks], dtype=torch.bool, device=device)
-
-
-def example_losses(logits_BC: Tensor, labels_B: Tensor, is_regression_B: Tensor) -> Tensor:
-    """Cross-entropy of classification rows and squared error of regression rows, float32: ``[B]``.
-
-    Columns beyond a task's outputs hold ``-inf``: they take no part in the softmax and get exactly zero gradient.
-    """
-    logits_BC = logits_BC.float()
-    class_ids_B = torch.where(is_regression_B, 0, labels_B).long()
-    cross_entropy_B = -F.log_softmax(logits_BC, dim=-1).gather(1, class_ids_B.unsqueeze(1)).squeeze(1)
-    squared_error_B = (logits_BC[:, 0] - labels_B.float()).square()
-    return torch.where(is_regression_B, squared_error_B, cross_entropy_B)
-
-
-def predictions(logits_BC: Tensor, is_regression_B: Tensor) -> Tensor:
-    """Class id of the largest logit, or column 0 for a regression; NaN where a row is not finite: ``[B]`` float64."""
-    classes_B = logits_BC.argmax(dim=-1)
-    best_B = logits_BC.gather(1, classes_B.unsqueeze(1)).squeeze(1)
-    value_B = torch.where(is_regression_B, logits_BC[:, 0].double(), classes_B.double())
-    return torch.where(best_B.isfinite(), value_B, torch.nan)
 
 
 class Objective:
@@ -110,7 +86,7 @@ class Objective:
         names = [name for name, weight in self._weights.model_dump().items() if weight > 0]
         return (*names, *(() if self._alignment is None else ("alignment",)))
 
-    def __call__(self, output: ModelOutput, batch: TaskBatch) -> LossBreakdown:
+    def __call__(self, output: ModelOutput | TokenOutput, batch: TaskBatch) -> LossBreakdown:
         """Collective if an auxiliary loss has a weight."""
         routers = router_losses(
             output.routings,
@@ -121,23 +97,26 @@ class Objective:
             world_size=self._world_size,
             all_reduce=self._all_reduce,
         )
-        loss_B = example_losses(output.logits_BC, batch.labels_B, self._regression_N[batch.task_ids_B])
+        losses = row_losses(output, batch, self._regression_N)
+        loss_B = losses.mean_B
         task = (batch.loss_weights_B * loss_B).sum()
         total = task + routers.total
         auxiliary = {name: values.mean() for name, values in routers.by_layer.items()}
         if self._alignment is not None:
+            assert isinstance(output, ModelOutput), "structural learning compares encoders"
             alignment = self._alignment.loss(output.features)
             total = total + self._alignment.weight * alignment
             auxiliary["alignment"] = alignment.detach()
         # A scatter into all N slots costs the same whichever tasks are present; placeholders add zero to some slot.
         zeros_N = torch.zeros(self._num_tasks, dtype=torch.float32, device=loss_B.device)
-        real_loss_B = torch.where(batch.example_mask_B, loss_B.detach(), 0.0)
+        real_sum_B = torch.where(batch.example_mask_B, losses.sum_B.detach(), 0.0)
+        real_count_B = torch.where(batch.example_mask_B, losses.count_B, 0.0)
         return LossBreakdown(
             total=total,
             task=task.detach(),
             loss_B=loss_B.detach(),
-            sum_by_task_N=zeros_N.scatter_add(0, batch.task_ids_B, real_loss_B),
-            count_by_task_N=zeros_N.scatter_add(0, batch.task_ids_B, batch.example_mask_B.float()),
+            sum_by_task_N=zeros_N.scatter_add(0, batch.task_ids_B, real_sum_B),
+            count_by_task_N=zeros_N.scatter_add(0, batch.task_ids_B, real_count_B),
             finite=total.detach().isfinite().float(),
             auxiliary=auxiliary,
         )

@@ -10,14 +10,14 @@ from distmoe.engine import ds_config, supported
 from distmoe.engine.ds_config import DeepSpeedSettings
 from distmoe.models.build import check_layers
 from distmoe.models.layer_plan import routed_layers
-from distmoe.models.shape import EncoderShape, resolve_shape
+from distmoe.models.shape import ModelShape, resolve_shape
 from distmoe.moe.config import MoEConfig
 from distmoe.parallel.config import ParallelConfig
 from distmoe.parallel.env import RankEnv, device
 from distmoe.parallel.placement import Placement, place
 from distmoe.tasks import TaskGrouping, TaskSet
 from distmoe.training.config import RunConfig
-from distmoe.training.contradictions import check_positions, check_structure
+from distmoe.training.contradictions import check_answers, check_positions, check_structure
 from distmoe.training.grouping import resolve_grouping
 from distmoe.training.run_data import Sources, open_sources
 
@@ -28,7 +28,7 @@ class Plan:
 
     Attributes:
         sources: Tasks and tokenizer, before any example is read.
-        shape: Of the encoder.
+        shape: Of the model.
         routed_layers: Model layers that are routed.
         grouping: Who shares them.
         settings: DeepSpeed's configuration, completed.
@@ -38,7 +38,7 @@ class Plan:
     """
 
     sources: Sources
-    shape: EncoderShape
+    shape: ModelShape
     routed_layers: tuple[int, ...]
     grouping: TaskGrouping
     settings: DeepSpeedSettings
@@ -97,7 +97,8 @@ def make_plan(config: RunConfig, env: RankEnv) -> Plan:
     sources = open_sources(config)
     shape = resolve_shape(config.model, sources.vocab_size, sources.pad_token_id)
     check_positions(config, shape.max_positions)
-    check_layers(config.model, shape)
+    check_layers(config.model, shape, sources.tasks)
+    check_answers(config, sources.tasks, max_positions=shape.max_positions, zero_stage=settings.stage)
     if config.data.sampling.strategy == "uncertainty":
         check_uncertainty(config.data, sources.tasks)
     layers = routed_layers(config.model.moe, shape.num_layers)

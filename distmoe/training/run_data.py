@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from distmoe.data.encoded import EncodedTasks
@@ -14,10 +15,12 @@ from distmoe.data.prepare import SplitReport, encode_tasks
 from distmoe.data.sampling import mixture_weights
 from distmoe.data.sources import Split, TaskSource, load_tasks
 from distmoe.data.tokenizer import resolve_tokenizer
+from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.parallel.env import RankEnv
 from distmoe.parallel.placement import Placement
 from distmoe.tasks import TaskSet
 from distmoe.training.agreement import Agreement
+from distmoe.training.answers import Answers
 from distmoe.training.config import RunConfig
 from distmoe.training.summary import TaskSize
 
@@ -60,6 +63,7 @@ class RunData:
 
     config: RunConfig
     tasks: TaskSet
+    tokenizer: PreTrainedTokenizerBase
     encoded: EncodedTasks
     weights: tuple[float, ...]
     sizes: tuple[TaskSize, ...]
@@ -82,6 +86,14 @@ class RunData:
             pin_memory=pin_memory,
         )  # fmt: skip
 
+    def answers(self, split: Split, model: nn.Module) -> Answers | None:
+        """What generates the answers of the tasks that are scored by text; None if there is no such task."""
+        if not any(spec.is_scored_by_text for spec in self.tasks):
+            return None
+        assert isinstance(model, MultiTaskDecoder)
+        splits = self.encoded.split(split)
+        return Answers(model, self.tokenizer, self.tasks, splits, max_new_tokens=self.config.run.max_new_tokens)
+
     def split_sizes(self, split: Split) -> tuple[int, ...]:
         """Examples per task. The test of a task without a test split is its validation."""
         return tuple(len(one) for one in self.encoded.split(split))
@@ -98,11 +110,12 @@ def encode(sources: Sources, config: RunConfig, *, env: RankEnv, agreement: Agre
         sources.source,
         sources.tokenizer,
         config.data,
+        seed=config.run.seed,
         is_builder=env.local_rank == 0,
         barrier=agreement.barrier,
     )
     weights = tuple(mixture_weights(encoded.train_sizes, config.data.sampling))
-    return RunData(config, sources.tasks, encoded, weights, task_sizes(sources.tasks, reports))
+    return RunData(config, sources.tasks, sources.tokenizer, encoded, weights, task_sizes(sources.tasks, reports))
 
 
 def task_sizes(tasks: TaskSet, reports: list[SplitReport]) -> tuple[TaskSize, ...]:

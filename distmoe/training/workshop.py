@@ -14,7 +14,6 @@ from distmoe.checkpoint.manifest import read_manifest
 from distmoe.data.loader import StepLoader
 from distmoe.data.pool_loader import PoolLoader
 from distmoe.data.sources.base import Split
-from distmoe.engine.engine import Engine
 from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.moe.statistics import RoutingStatistics
 from distmoe.parallel import process_groups
@@ -175,7 +174,10 @@ class Workshop:
 
         def evaluate_split(split: Split) -> Evaluation:
             batches = eval_loader.batches(split)
-            return evaluate(engine, batches, split=split, tasks=plan.tasks, sizes=data.split_sizes(split))
+            answers = data.answers(split, engine.module)
+            return evaluate(
+                engine, batches, split=split, tasks=plan.tasks, sizes=data.split_sizes(split), answers=answers
+            )
 
         trainer = Trainer(
             engine=engine,

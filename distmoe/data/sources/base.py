@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Literal
 
 from distmoe.data.example import TaskExample
@@ -45,11 +46,15 @@ class TaskSource(ABC):
             DataError: If the split is empty, or an example does not fit the task's spec.
         """
 
+    def indexed_sets(self, name: str, split: Split) -> Mapping[str, float] | None:
+        """Paths of the indexed sets that hold the split instead of texts, with their weights in the blend."""
+        return None
+
     def fingerprint(self, name: str, split: Split) -> str:
         """Hash of everything that shapes :meth:`examples`; sources override it where reading all is not needed."""
         digest = hashlib.sha256()
         for example in self.examples(name, split):
-            digest.update(repr((example.text, example.text_pair, example.label)).encode())
+            digest.update(repr((*example.texts, example.references, example.label)).encode())
         return digest.hexdigest()
 
     @property

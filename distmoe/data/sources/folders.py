@@ -53,6 +53,10 @@ class FolderSource(TaskSource):
         source, own_name = self._find(name)
         return source.examples(own_name, split)
 
+    def indexed_sets(self, name: str, split: Split) -> Mapping[str, float] | None:
+        source, own_name = self._find(name)
+        return source.indexed_sets(own_name, split)
+
     def fingerprint(self, name: str, split: Split) -> str:
         source, own_name = self._find(name)
         return source.fingerprint(own_name, split)

@@ -51,7 +51,7 @@ class HubSource(TaskSource):
             name=name,
             kind=task.kind,
             metric=task.metric,
-            labels=() if task.kind == "regression" else self._labels(name),
+            labels=self._labels(name) if task.kind in ("classification", "pair_classification") else (),
             pair=task.text_pair is not None,
             family=task.family,
             description=task.description,
@@ -62,7 +62,7 @@ class HubSource(TaskSource):
 
     def examples(self, name: str, split: Split) -> list[TaskExample]:
         task = self._task(name)
-        columns = ColumnNames(task.text, task.text_pair, task.label)
+        columns = ColumnNames(task.text, task.text_pair, task.label, task.target, task.references)
         return read_examples(self._rows(name, split), spec=self.spec(name), split=split, columns=columns)
 
     def _task(self, name: str) -> HubTaskConfig:
@@ -93,9 +93,10 @@ class HubSource(TaskSource):
         task = self._task(name)
         dataset = self._dataset(name, split)
         # Only the columns that exist: a missing one is then reported with the names of all others.
-        wanted = [column for column in (task.text, task.text_pair, task.label) if column in dataset.column_names]
-        if len(wanted) == len({task.text, task.text_pair, task.label} - {None}):
-            dataset = dataset.select_columns(wanted)
+        needed = {task.text, task.text_pair} | _answer_columns(task)
+        if needed - {None} <= set(dataset.column_names):
+            optional = {task.references} if task.kind == "generation" else set()
+            dataset = dataset.select_columns([c for c in dataset.column_names if c in needed | optional])
         for index, row in enumerate(dataset):
             yield f"{task.path} {task.splits[split]!r}, row {index}", row
 
@@ -121,3 +122,10 @@ class HubSource(TaskSource):
                 ) from failure
             self._loaded[name, split] = loaded
         return self._loaded[name, split]
+
+
+def _answer_columns(task: HubTaskConfig) -> set[str]:
+    """Columns of the answer that every row must have."""
+    if task.kind == "language_modeling":
+        return set()
+    return {task.target if task.kind == "generation" else task.label}

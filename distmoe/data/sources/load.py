@@ -6,8 +6,10 @@ from distmoe.data.config import DataConfig, TasksConfig
 from distmoe.data.sources.base import TaskSource
 from distmoe.data.sources.folders import FolderSource
 from distmoe.data.sources.hub import HubSource
+from distmoe.data.sources.indexed import IndexedSource
 from distmoe.data.sources.local import LocalSource
 from distmoe.data.sources.suite import SuiteSource
+from distmoe.data.sources.text_suite import TextSuiteSource
 from distmoe.errors import DataError
 from distmoe.tasks import TaskSet
 
@@ -38,4 +40,8 @@ def _open(config: TasksConfig, data: DataConfig) -> TaskSource:
         return LocalSource(data.root)
     if config.source == "hub":
         return HubSource(config.hub)
+    if config.source == "indexed":
+        return IndexedSource(config.indexed, root=data.root)
+    if config.source == "text_suite":
+        return TextSuiteSource(config.text_suite)
     return SuiteSource(config.suite)

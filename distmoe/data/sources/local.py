@@ -6,6 +6,10 @@
     data/stsb/train.jsonl       {"text": "Red bus.", "text_pair": "Red double decker bus.", "label": 3.75}
     data/stsb/validation.jsonl
     data/stsb/test.jsonl        optional; without it validation is reported
+    data/e2e/task.json          {"type": "generation", "metric": "bleu"}
+    data/e2e/train.jsonl        {"text": "name[The Mill]", "target": "The Mill is a pub.", "references": ["...", "..."]}
+    data/prose/task.json        {"type": "language_modeling", "metric": "inverse_perplexity"}
+    data/prose/train.jsonl      {"text": "A document."}
 
 Splits may be .jsonl, .csv or .parquet. Keys of ``task.json`` that distmoe does not use (licence, origin) are ignored.
 """
@@ -57,13 +61,6 @@ class LocalSource(TaskSource):
     def spec(self, name: str) -> TaskSpec:
         folder = self._folder(name)
         values = _read_task_file(folder)
-        if values.get("type") == "generation":
-            raise DataError(
-                f"task {name!r} is a generation task, which the encoder does not support",
-                got="generation",
-                expected="classification | pair_classification | regression",
-                remedy=f"leave {name!r} out of tasks.names",
-            )
         for key in ("type", "metric"):
             if key not in values:
                 raise DataError(
@@ -169,6 +166,6 @@ def _read_task_file(folder: Path) -> dict[str, Any]:
 
 
 def _looks_like_task(folder: Path) -> bool:
-    if (folder / _TASK_FILE).is_file():
-        return _read_task_file(folder).get("type") != "generation"
-    return any((folder / f"{split}{suffix}").is_file() for split in SPLITS for suffix in SUFFIXES)
+    return (folder / _TASK_FILE).is_file() or any(
+        (folder / f"{split}{suffix}").is_file() for split in SPLITS for suffix in SUFFIXES
+    )

@@ -15,11 +15,17 @@ from distmoe.tasks import TaskSpec
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """Where a task's fields stand; ``text_pair`` is None for tasks of one text."""
+    """Where a task's fields stand; ``text_pair`` is None for tasks of one text.
+
+    ``label`` is read for classes and numbers, ``target`` and ``references`` for generation; ``references`` (a list of
+    texts) may be missing from a row, which then has its target as the only one.
+    """
 
     text: str = "text"
     text_pair: str | None = None
     label: str = "label"
+    target: str = "target"
+    references: str = "references"
 
 
 def read_examples(
@@ -30,14 +36,8 @@ def read_examples(
     Raises:
         DataError: If there is no row, a column is missing, a text is not a string, or a label does not fit.
     """
-    examples = [
-        TaskExample(
-            _text(row, columns.text, spec, where),
-            None if columns.text_pair is None else _text(row, columns.text_pair, spec, where),
-            read_label(_column(row, columns.label, spec, where), spec, where),
-        )
-        for where, row in rows
-    ]
+    read = _read_tokens if spec.predicts_tokens else _read_labelled
+    examples = [read(row, columns, spec, where) for where, row in rows]
     if not examples:
         raise DataError(
             f"task {spec.name!r}: split {split!r} is empty",
@@ -46,6 +46,30 @@ def read_examples(
             remedy=f"fill the split, remove it (only test may be missing), or leave {spec.name!r} out of tasks.names",
         )
     return examples
+
+
+def _read_labelled(row: Mapping[str, Any], columns: ColumnNames, spec: TaskSpec, where: str) -> TaskExample:
+    return TaskExample(
+        _text(row, columns.text, spec, where),
+        None if columns.text_pair is None else _text(row, columns.text_pair, spec, where),
+        read_label(_column(row, columns.label, spec, where), spec, where),
+    )
+
+
+def _read_tokens(row: Mapping[str, Any], columns: ColumnNames, spec: TaskSpec, where: str) -> TaskExample:
+    text = _text(row, columns.text, spec, where)
+    if spec.kind == "language_modeling":
+        return TaskExample(text, None, 0)
+    target = _text(row, columns.target, spec, where)
+    references = row.get(columns.references) or [target]
+    if not isinstance(references, list) or not all(isinstance(one, str) for one in references):
+        raise DataError(
+            f"task {spec.name!r}, {where}: {columns.references!r} is no list of texts",
+            got=repr(references)[:80],
+            expected="a list of strings, or no such column",
+            remedy="correct or remove it",
+        )
+    return TaskExample(text, None, 0, target, tuple(references))
 
 
 def _column(row: Mapping[str, Any], column: str, spec: TaskSpec, where: str) -> Any:

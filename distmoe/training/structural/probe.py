@@ -66,7 +66,7 @@ class ProbeSet:
 
     def no_rows(self, task: int) -> TaskBatch:
         """For a rank that must run along."""
-        return placeholder(task_id=task, pad_token_id=self._pad_token_id)
+        return placeholder(task_id=task, pad_token_id=self._pad_token_id, store=self._store)
 
     def _collate(self, rows: Sequence[int] | np.ndarray) -> TaskBatch:
         weights = np.zeros(len(rows), dtype=np.float32)

@@ -11,7 +11,8 @@ from transformers import BertConfig, BertModel, PreTrainedModel, RobertaConfig, 
 
 from distmoe.data.batch import TaskBatch
 from distmoe.models.config import ModelConfig
-from distmoe.models.multitask import MultiTaskEncoder, token_context
+from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.models.routed_positions import token_context
 from distmoe.moe.config import MoEConfig
 from distmoe.nn.conditional.config import ConditionalConfig
 from tests.unit.models.samples import model_config, moe_config

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distmoe.models.config import ModelConfig
-from distmoe.models.multitask import token_context
+from distmoe.models.routed_positions import token_context
 from tests.unit.models.samples import GATES, loss_of, make_batch, make_model, model_config, moe_config
 
 TOKEN_GATE = moe_config("token", layers="all")

@@ -17,6 +17,14 @@ def test_heads_are_as_wide_as_the_labels_or_one():
     assert regression.num_outputs == 1
 
 
+@pytest.mark.parametrize("kind", ["generation", "language_modeling"])
+def test_an_answer_in_tokens_has_no_head_of_its_own(kind):
+    spec = TaskSpec(name="g", kind=kind, metric="token_accuracy")
+    assert spec.predicts_tokens
+    assert not spec.is_regression
+    assert spec.num_outputs == 0
+
+
 def test_a_pair_classification_has_two_texts_without_saying_so():
     assert TaskSpec(**(GOOD | {"kind": "pair_classification"})).pair
     assert not TaskSpec(**GOOD).pair
@@ -35,6 +43,9 @@ def test_a_pair_classification_has_two_texts_without_saying_so():
         ({"metric": "pearson"}, r"metric for numbers[\s\S]*accuracy \| f1 \| macro_f1 \| matthews"),
         ({"kind": "regression"}, "regression with class labels"),
         ({"kind": "regression", "labels": ()}, r"metric for classes[\s\S]*pearson \| spearman"),
+        ({"kind": "generation"}, "generation with class labels"),
+        ({"kind": "generation", "labels": ()}, r"metric for other tasks[\s\S]*token_accuracy \| inverse_perplexity"),
+        ({"metric": "token_accuracy"}, r"metric for numbers[\s\S]*accuracy \| f1"),
     ],
 )
 def test_a_contradiction_is_refused(change, message):

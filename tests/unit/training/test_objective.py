@@ -10,7 +10,8 @@ from distmoe.models.output import ModelOutput
 from distmoe.moe.config import AuxiliaryLossConfig
 from distmoe.moe.routing import Routing, TokenContext
 from distmoe.tasks import TaskGrouping
-from distmoe.training.objective import Objective, example_losses, predictions, regression_mask
+from distmoe.training.example_losses import example_losses, predictions, regression_mask
+from distmoe.training.objective import Objective
 from tests.unit.training.samples import TASKS, batch, output
 
 INF = float("inf")

@@ -1,0 +1,50 @@
+"""Writes the documents of a task as an indexed set, in this process."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from distmoe.data.indexed.files import SetInfo, exists, read_info, write_info
+from distmoe.data.indexed.tokens import end_token_id, tokenize_documents
+from distmoe.data.indexed.writer import IndexedWriter, choose_dtype
+from distmoe.tokenization import fingerprint
+
+_CHUNK = 1024
+
+
+def build_set(
+    prefix: str | Path, documents: Callable[[], Sequence[tuple[str]]], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Writes the set unless it exists. Empty documents are left out and counted.
+
+    Args:
+        prefix: Path without suffix.
+        documents: Called only if the set must be written.
+        tokenizer: Of the run.
+    """
+    if exists(prefix) and read_info(prefix) is not None:
+        return
+    texts = documents()
+    digest = hashlib.sha256()
+    with IndexedWriter(prefix, dtype=choose_dtype("auto", vocab_size=len(tokenizer))) as writer:
+        for first in range(0, len(texts), _CHUNK):
+            chunk = texts[first : first + _CHUNK]
+            digest.update(repr(chunk).encode())
+            for sequences in tokenize_documents(chunk, tokenizer, prompt=None):
+                if sequences:
+                    writer.add(sequences)
+    info = SetInfo(
+        tokenizer=fingerprint(tokenizer),
+        vocab_size=len(tokenizer),
+        end_token_id=end_token_id(tokenizer),
+        has_targets=False,
+        num_documents=writer.num_documents,
+        num_empty=len(texts) - writer.num_documents,
+        num_tokens=writer.num_tokens,
+        content=digest.hexdigest(),
+    )
+    write_info(prefix, info)

@@ -1,0 +1,70 @@
+"""From documents to the sequences of an indexed set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
+
+from distmoe.errors import ConfigError
+
+Ids = npt.NDArray[np.int64]
+
+
+def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token behind every document and target: the tokenizer's end of sequence, else its separator (BERT).
+
+    Raises:
+        ConfigError: If it has neither.
+    """
+    for token_id in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        if token_id is not None:
+            return int(token_id)
+    raise ConfigError(
+        "the tokenizer has no token that ends a text",
+        got="eos_token=null, sep_token=null",
+        expected="an eos_token",
+        remedy="set eos_token in its tokenizer_config.json",
+    )
+
+
+def tokenize_documents(
+    documents: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, *, prompt: str | None
+) -> list[list[Ids]]:
+    """Returns the sequences of each document; of an empty one, none.
+
+    Args:
+        documents: Texts of each: ``(text,)``, or ``(text, target)``; all alike.
+        tokenizer: Plain texts get no special tokens but the end token; prompts get the tokenizer's own.
+        prompt: Template of prompts, for pairs; None for plain texts.
+    """
+    if not documents:
+        return []
+    end = [end_token_id(tokenizer)]
+    last = _ids(tokenizer, [texts[-1] for texts in documents], special=False)
+    if prompt is None:
+        return [[np.asarray(ids + end)] if ids else [] for ids in last]
+    prompts = _ids(tokenizer, [fill_prompt(prompt, texts[0]) for texts in documents], special=True)
+    return [
+        [np.asarray(first), np.asarray(ids + end)] if texts[0] and ids else []
+        for texts, first, ids in zip(documents, prompts, last, strict=True)
+    ]
+
+
+def fill_prompt(template: str, text: str) -> str:
+    """The template with the text in the place of ``{text}``; other braces stay."""
+    return template.replace("{text}", text)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=special,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        truncation=False,
+        verbose=False,
+    )
+    return encoded["input_ids"]

@@ -1,0 +1,24 @@
+"""A batch carries token targets only where a task has them, and takes every tensor along."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import torch
+
+from distmoe.data.batch import TaskBatch
+from distmoe.data.collate import placeholder
+
+TARGETS = ("labels_BS", "position_ids_BS", "segment_ids_BS")
+
+
+def test_a_batch_without_token_targets_has_none_after_a_move():
+    moved = placeholder(task_id=0, pad_token_id=0).to("meta")
+    assert all(getattr(moved, name) is None for name in TARGETS)
+    assert all(getattr(moved, field.name).is_meta for field in fields(TaskBatch) if field.name not in TARGETS)
+
+
+def test_token_targets_move_with_their_batch():
+    ids = torch.zeros(1, 1, dtype=torch.int64)
+    batch = replace(placeholder(task_id=0, pad_token_id=0), **dict.fromkeys(TARGETS, ids))
+    assert all(getattr(batch.to("meta"), name).is_meta for name in TARGETS)
