@@ -136,7 +136,7 @@ def _without_cuda() -> None:
     from megatron.core.transformer.moe import moe_utils
 
     torch.cuda.Stream = torch.cuda.current_stream = lambda *_, **__: _HostStream()  # type: ignore[assignment,misc]
-    torch.cuda.stream = lambda _: contextlib.nullcontext()  # type: ignore[assignment,misc]
+    torch.cuda.stream = lambda _: contextlib.nullcontext()  # type: ignore[assignment,misc,return-value]
     torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None
