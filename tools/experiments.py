@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from distmoe.errors import ConfigError, DistmoeError
 from distmoe.studies.intervals import macro, worst
 from distmoe.studies.jobs import Job, job_of, order, paid_by
-from distmoe.studies.launch import command, side_by_side, train
+from distmoe.studies.launch import command, side_by_side, train, train_here
 from distmoe.studies.ledger import Ledger, Record
 from distmoe.studies.picture import draw_study
 from distmoe.studies.study import Study, available, load_study
@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--recipe", help="in place of the study's own recipe")
     result.add_argument("--out", type=Path, help="folder of the study (default runs/studies/NAME)")
     result.add_argument("--ranks", type=int, default=1, help="processes of a run (default 1)")
+    result.add_argument("--in-process", action="store_true", help="all runs in this process: for small ones")
     result.add_argument("--keep", action="store_true", help="keep checkpoints of runs that have ended")
     result.add_argument("--dry-run", action="store_true", help="check every arm and print its command")
     result.add_argument("--table", action="store_true", help="train nothing; show what has ended")
@@ -57,6 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
     if min(arguments.seeds, arguments.ranks) < 1:
         raise ConfigError("a study needs seeds and ranks", got=f"--seeds {arguments.seeds} --ranks {arguments.ranks}",
                           expected="at least 1 of each", remedy="correct the number")  # fmt: skip
+    if arguments.in_process and arguments.ranks > 1:
+        raise ConfigError("a process is one rank", got=f"--in-process --ranks {arguments.ranks}",
+                          expected="--ranks 1 with --in-process", remedy="leave one of them away")  # fmt: skip
     study = load_study(arguments.study)
     out = arguments.out or Path("runs/studies") / Path(arguments.study).stem
     arms = study.choose([name for name in arguments.arms.split(",") if name])
@@ -101,7 +105,10 @@ def train_all(study: Study, arms: list[str], ledger: Ledger, out: Path, argument
             outcomes = []
             for name, overrides in planned.runs.items():
                 folder = out / "runs" / name
-                outcomes.append(train(planned.recipe, overrides, folder=folder, num_ranks=arguments.ranks))
+                if arguments.in_process:
+                    outcomes.append(train_here(planned.recipe, overrides, folder=folder))
+                else:
+                    outcomes.append(train(planned.recipe, overrides, folder=folder, num_ranks=arguments.ranks))
             record = ledger.add(planned, side_by_side(outcomes))
             trained += 1
             for name in planned.runs if not arguments.keep else ():
@@ -119,4 +126,9 @@ def progress(record: Record, number: int, count: int, seconds_per_run: float) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if "--in-process" in sys.argv:
+        from distmoe.engine.distributed import shut_down
+
+        shut_down(exit_code=code)
+    sys.exit(code)

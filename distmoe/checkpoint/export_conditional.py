@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from distmoe.models.encoder import Encoder
+from distmoe.nn.conditional.attention import ConditionalAttentionBias
 from distmoe.nn.conditional.bottleneck import ConditionalBottleneck
 from distmoe.nn.conditional.conditioning import Conditioning
 from distmoe.nn.conditional.config import ConditionalConfig
@@ -72,7 +73,8 @@ def exported_conditional(encoder: Encoder, config: ConditionalConfig) -> Conditi
                 tensors |= _norm(prefix + name, getattr(layer, name), every_M)
                 replaced |= {f"{prefix}{name}.weight", f"{prefix}{name}.bias"}
         if layer.attention_bias is not None:
-            values_MLs = layer.attention_bias.values(every_M)  # type: ignore[operator, union-attr]
+            assert isinstance(layer.attention_bias, ConditionalAttentionBias)
+            values_MLs = layer.attention_bias.values(every_M)
             tensors[f"{prefix}attention_bias.values_MLs"] = values_MLs
             attention = entry["attention"] or {"layers": []}
             entry["attention"] = {
@@ -81,10 +83,11 @@ def exported_conditional(encoder: Encoder, config: ConditionalConfig) -> Conditi
                 "block_side": values_MLs.shape[2],
             }
         if layer.bottleneck is not None:
+            assert isinstance(layer.bottleneck, (ConditionalBottleneck, PublishedTopAdapter))
             found, entry["adapters"][str(index)] = _adapter(layer.bottleneck, every_M, config)
             tensors |= {f"{prefix}bottleneck.{name}": value for name, value in found.items()}
     if encoder.chain is not None:
-        adapters = [_adapter(block, every_M, config) for block in encoder.chain.blocks]
+        adapters = [_adapter(cast(PublishedBlock, block), every_M, config) for block in encoder.chain.blocks]
         entry["chain"] = adapters[0][1]
         tensors |= {
             f"chain.{i}.{name}": value for i, (found, _) in enumerate(adapters) for name, value in found.items()

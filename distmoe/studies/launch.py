@@ -1,4 +1,4 @@
-"""Trains one run through ``distmoe/train.py``, in processes of its own, and reads what it has written."""
+"""Trains one run through ``distmoe/train.py`` in processes of its own, or in this one; reads what it has written."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import distmoe
+from distmoe import log
 from distmoe.errors import TrainingError
+from distmoe.recipes import resolve
 from distmoe.training.run_folder import RESULT_FILE, SUMMARY_FILE
+from distmoe.training.stop_signal import StopSignal
 
 TRAIN = Path(distmoe.__file__).parent / "train.py"
 # What a study does not need of a run; set before a user's own overrides, which may want them.
@@ -33,11 +36,10 @@ def train(recipe: str, overrides: Sequence[str], *, folder: Path, num_ranks: int
     Raises:
         TrainingError: If the run does not end well, with the last lines of its output.
     """
-    where = [f"run.output_dir={folder.parent}", f"run.name={folder.name}"]
-    arguments = command(recipe, [*QUIET, *overrides, *where], num_ranks=num_ranks)
-    log = folder.with_name(f"{folder.name}.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
+    arguments = command(recipe, _overrides(overrides, folder), num_ranks=num_ranks)
+    transcript = folder.with_name(f"{folder.name}.log")
+    transcript.parent.mkdir(parents=True, exist_ok=True)
+    with transcript.open("ab") as output:
         process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT, env=os.environ)
         try:
             code = process.wait()
@@ -46,14 +48,41 @@ def train(recipe: str, overrides: Sequence[str], *, folder: Path, num_ranks: int
                 process.terminate()
                 process.wait()
     if code != 0 or not (folder / RESULT_FILE).is_file():
-        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-6:]
+        tail = transcript.read_text(encoding="utf-8", errors="replace").splitlines()[-6:]
         raise TrainingError(
             f"the run {folder.name} has not ended",
-            got=f"exit code {code}; the end of {log}:\n    " + "\n    ".join(tail),
+            got=f"exit code {code}; the end of {transcript}:\n    " + "\n    ".join(tail),
             expected=f"exit code 0 and {folder / RESULT_FILE}",
             remedy="correct what the run complains about; the same command goes on with the runs that are missing",
         )
     return read_outcome(folder)
+
+
+def train_here(recipe: str, overrides: Sequence[str], *, folder: Path) -> dict[str, Any]:
+    """The same on one rank in this process: saves small runs their start, which takes longer than they do.
+
+    Call :func:`distmoe.engine.distributed.shut_down` at the end of the process.
+
+    Raises:
+        TrainingError: If somebody asked the run to stop; it has saved a checkpoint.
+    """
+    from distmoe.training.run import train as train_run
+
+    log.configure()
+    stop = StopSignal().expect_warning()
+    outcome = train_run(resolve(recipe, _overrides(overrides, folder)), resume="auto", stop=stop)
+    if outcome.ended == "Stopped by a signal":
+        raise TrainingError(
+            f"the run {folder.name} has not ended",
+            got=f"{stop.name} after step {outcome.step}",
+            expected="a run that ends by itself",
+            remedy="the same command goes on from there",
+        )
+    return read_outcome(folder)
+
+
+def _overrides(overrides: Sequence[str], folder: Path) -> list[str]:
+    return [*QUIET, *overrides, f"run.output_dir={folder.parent}", f"run.name={folder.name}"]
 
 
 def read_outcome(folder: Path) -> dict[str, Any]:

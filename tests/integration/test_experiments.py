@@ -29,9 +29,9 @@ def test_a_study_is_trained_once_and_compared(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools" / "experiments.py"), str(tmp_path / "mine.yaml"), "--seeds", "1",
                "--out", str(tmp_path / "out"), *(text for text in TINY if text not in moe)]  # fmt: skip
 
-    def run() -> str:
+    def run(*more: str) -> str:
         done = subprocess.run(
-            command, capture_output=True, text=True, env=environment(tmp_path), cwd=tmp_path, timeout=240
+            [*command, *more], capture_output=True, text=True, env=environment(tmp_path), cwd=tmp_path, timeout=240
         )
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
@@ -42,3 +42,7 @@ def test_a_study_is_trained_once_and_compared(tmp_path: Path) -> None:
     assert (first["arm"], first["steps"], second["arm"]) == ("dense", 12, "moe")
     assert first["samples"]["updates"] == 12 * 16
     assert first["parameters"] < second["parameters"]
+
+    run("--in-process", "--out", str(tmp_path / "again"))
+    again = [json.loads(line)["tasks"] for line in (tmp_path / "again" / "runs.jsonl").read_text().splitlines()]
+    assert again == [first["tasks"], second["tasks"]]

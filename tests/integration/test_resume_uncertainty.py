@@ -33,14 +33,13 @@ def frozen_half(folder: Path) -> list[str]:
             "model.conditional.condition_from=first_trainable"]  # fmt: skip
 
 
-@pytest.mark.parametrize("frozen", [False, True], ids=["all trained", "frozen trunk kept"])
-def test_an_interrupted_run_scores_and_chooses_what_the_uninterrupted_one_does(tmp_path: Path, frozen: bool) -> None:
-    more = [*DENSE, *CONDITIONAL, *SAMPLING, *(frozen_half(tmp_path) if frozen else ())]
+def test_an_interrupted_run_scores_and_chooses_what_the_uninterrupted_one_does(tmp_path: Path) -> None:
+    more = [*DENSE, *CONDITIONAL, *SAMPLING, *frozen_half(tmp_path)]
 
     def run(folder: Path, moment: str, count: int, rank: int, name: str) -> list[int]:
         arguments = [moment, str(count), str(rank), name, *overrides(folder, *more)]
         ended = run_ranks(folder, arguments, script=SCORES)
-        assert frozen == ("frozen trunk: 1 layers, states of 64 training examples" in ended[0].output), ended[0].output
+        assert "frozen trunk: 1 layers, states of 64 training examples" in ended[0].output, ended[0].output
         return [one.code for one in ended]
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the numbers there")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    size = Size(128, 4, 18, 32) if arguments.quick else Size(384, 6, 32, 64)
+    size = Size(128, 4, 18, 32) if arguments.quick else Size(384, 6, 18, 64)
     repeats = arguments.repeats
     tables: dict[str, Any] = {
         "overhead of modules": overhead(size, repeats),

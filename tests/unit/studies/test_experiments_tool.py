@@ -83,6 +83,7 @@ def test_a_wrong_arm_is_refused_before_any_run(study, capsys):
     assert "did you mean optimizer.lr?" in capsys.readouterr().err
     assert study("--seeds", "0") == (2, [])
     assert study("--table") == (2, [])
+    assert study("--in-process", "--ranks", "2") == (2, [])
 
 
 def test_a_dry_run_prints_commands(study, capsys):
