@@ -103,8 +103,16 @@ def test_a_run_killed_at_any_stage_equals_an_uninterrupted_one(whole: Path, tmp_
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_another_task_set_is_refused_before_the_first_step(whole: Path) -> None:
+    names = f"tasks.names=[{', '.join(NAMES[:3])}]"
+    (ended,) = run_ranks(whole, ["--resume", "must", *overrides(whole, *LEARN, names)], num_ranks=1)
+    assert ended.code == 2
+    assert "was written for another task set" in ended.output
+    assert f"got:      {' | '.join(NAMES)}" in ended.output or NAMES[3] in ended.output
+
+
 def test_a_rejected_merge_goes_back_and_is_banned(whole: Path, tmp_path: Path) -> None:
-    """A tolerance of 0 and steps that only hurt: the losses of the trial are above those before."""
+    """Relative similarity proposes the whole frontier beside its task groups; without any tolerance one of them loses."""
     ended = train(
         tmp_path,
         "optimizer.lr=0.3",
