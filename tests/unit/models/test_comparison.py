@@ -42,7 +42,8 @@ def test_layers_above_are_run_as_the_guide_whatever_is_compared() -> None:
 
 
 def test_a_task_serves_sequences_of_any_task_as_its_own() -> None:
-    model = make_model(model_config(moe_config("token", layers="all")), partition=[[0], [1], [2]])
+    moe = moe_config("token", layers="all").model_copy(update={"experts_per_task_group": 2})
+    model = make_model(model_config(moe), partition=[[0], [1], [2]])
     batch = make_batch(lengths=(7, 3, 5, 1))
     served = model.served_by(batch, 1)
     own = replace(batch, task_ids_B=torch.full((4,), 1))
