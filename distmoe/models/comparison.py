@@ -25,24 +25,28 @@ class Comparison:
         batch: Sequences; whose tasks they are does not matter.
         layer: Model layer at which the task groups are apart. They share everything above it.
         tasks: One task of each compared task group.
+        guide: The task as which the layers above are run; None: the first of ``tasks``. Ranks that compare different
+            task groups of one frontier must name the same: their gates may choose different experts for other tasks.
     """
 
     batch: TaskBatch
     layer: int
     tasks: tuple[int, ...]
+    guide: int | None = None
 
 
 def compared_features(encoder: Encoder, comparison: Comparison) -> Tensor:
     """Mean over tokens of the layer's output after its residual addition, ``[G, B, D]`` at least float32.
 
-    The layers above are run once, as the first task; then the layer runs on G copies of its input, one for each task
+    The layers above are run once, as the guide; then the layer runs on G copies of its input, one for each task
     group, in one pass.
     """
     batch, num_copies = comparison.batch, len(comparison.tasks)
     num_rows, length = batch.input_ids_BS.shape
     x_BSD = encoder.embeddings(batch.input_ids_BS, batch.attention_mask_BS, batch.token_type_ids_BS)
     mask_B11S = batch.attention_mask_BS[:, None, None, :]
-    shared = _context(batch.token_index_T, comparison.tasks[:1], num_rows=num_rows, length=length)
+    guide = comparison.tasks[0] if comparison.guide is None else comparison.guide
+    shared = _context(batch.token_index_T, [guide], num_rows=num_rows, length=length)
     for layer in encoder.layers[: comparison.layer]:
         x_BSD, _ = layer(x_BSD, mask_B11S, batch.token_index_T, shared)
     shifts_G1 = torch.arange(num_copies, device=x_BSD.device).unsqueeze(1) * (num_rows * length)

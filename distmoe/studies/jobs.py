@@ -73,7 +73,8 @@ def job_of(
         ConfigError: If the configuration is not one that can be trained.
     """
     base = study if recipe is None else study.model_copy(update={"recipe": recipe})
-    name, own = base.recipe_of(arm), [*overrides, *base.overrides_of(arm), f"run.seed={seed}"]
+    stated = [override.replace("{seed}", str(seed)) for override in base.overrides_of(arm)]
+    name, own = base.recipe_of(arm), [*overrides, *stated, f"run.seed={seed}"]
     config = resolve(name, own)
     if study.arms[arm].compute_of is not None and forward_equivalents is not None:
         steps = math.ceil(forward_equivalents / (FORWARD_AND_BACKWARD * config.data.batch_size))

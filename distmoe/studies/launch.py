@@ -14,6 +14,7 @@ import distmoe
 from distmoe import log
 from distmoe.errors import TrainingError
 from distmoe.recipes import resolve
+from distmoe.structure.tree import adjusted_rand_index
 from distmoe.training.run_folder import RESULT_FILE, SUMMARY_FILE
 from distmoe.training.stop_signal import StopSignal
 
@@ -89,8 +90,11 @@ def read_outcome(folder: Path) -> dict[str, Any]:
     """Test scores, steps, seconds, parameters and sample accounts of a run that has ended, as plain values."""
     result = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-    with (folder / "metrics.jsonl").open(encoding="utf-8") as lines:
-        samples = [line["samples"] for line in map(json.loads, lines) if "samples" in line]
+    with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    samples = [line["samples"] for line in lines if "samples" in line]
+    learned = [line["structure"]["grouping"] for line in lines if "structure" in line]
+    partitions = learned[-1] if learned else summary["grouping"]["layers"]
     shares = summary["shares"]
     frozen = 0 if shares is None else shares["frozen_backbone"] + shares["frozen_added"]
     return {
@@ -102,7 +106,17 @@ def read_outcome(folder: Path) -> dict[str, Any]:
         "parameters": summary["parameters"]["total"],
         "trained": summary["parameters"]["total"] - frozen,
         "samples": {key: value for key, value in samples[-1].items() if key != "tasks"} if samples else {},
+        "task_groups": [len(partition) for partition in partitions],
+        "agreement": _agreement([task["family"] for task in summary["tasks"]], partitions),
     }
+
+
+def _agreement(families: Sequence[str | None], partitions: Sequence[Sequence[Sequence[int]]]) -> float | None:
+    """Adjusted Rand index of the last routed layer's task groups and the tasks' families; None where one is missing."""
+    if not partitions or None in families:
+        return None
+    planted = [tuple(i for i, one in enumerate(families) if one == family) for family in dict.fromkeys(families)]
+    return adjusted_rand_index([tuple(task_group) for task_group in partitions[-1]], planted)
 
 
 def side_by_side(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -118,5 +132,6 @@ def side_by_side(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for key in merged["samples"]
             if key != "distinct_share"  # of its own tasks
         }
-        merged["best_step"] = None
+        merged["best_step"] = merged["agreement"] = None
+        merged["task_groups"] = []
     return merged

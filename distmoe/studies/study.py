@@ -35,7 +35,9 @@ class Arm(Section):
     title: str = Field(min_length=1, description="What it is, for tables.")
     recipe: str | None = Field(None, description="Recipe; null: that of the arm in like, else the study's.")
     like: str | None = Field(None, description="Arm whose recipe and overrides come first.")
-    overrides: list[str] = Field(default_factory=list, description="section.key=value, as on a command line.")
+    overrides: list[str] = Field(
+        default_factory=list, description="section.key=value, as on a command line; {seed} stands for the seed."
+    )
     each_task: bool = Field(
         False, description="One model per task, each with its share of the steps; scores are put side by side."
     )

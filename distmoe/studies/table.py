@@ -29,6 +29,7 @@ def study_lines(study: Study, records: Records) -> list[str]:
         "",
         *_comparison_table(study, arms, records),
         "",
+        *_grouping_table(arms, records),
         "Mean test score per task.",
         "",
         *_task_table(arms, tasks, records),
@@ -95,6 +96,19 @@ def _task_table(arms: Sequence[str], tasks: Sequence[str], records: Records) -> 
         cells = [[run["tasks"][task] for run in runs if task in run["tasks"]] for task in tasks]
         rows.append((name, *(f"{np.mean(values):.3f}" if values else "–" for values in cells)))
     return _markdown(("arm", *tasks), rows)
+
+
+def _grouping_table(arms: Sequence[str], records: Records) -> list[str]:
+    """Task groups of the arms whose runs have several, and how well they agree with the tasks' families."""
+    rows = []
+    for name in arms:
+        runs = by_seed(records, name)
+        if any(max(run.get("task_groups") or [1]) > 1 for run in runs.values()):
+            sizes = "; ".join(" / ".join(map(str, run["task_groups"])) for run in runs.values())
+            found = [run["agreement"] for run in runs.values() if run["agreement"] is not None]
+            rows.append((name, sizes, " ".join(f"{value:.2f}" for value in found), f"{np.mean(found or [np.nan]):.2f}"))
+    header = ("arm", "task groups per routed layer, by seed", "adjusted Rand index at the last one, by seed", "mean")
+    return [*_markdown(header, rows), ""] if rows else []
 
 
 def _interval(found: Estimate, *, signed: bool = False) -> str:

@@ -48,6 +48,8 @@ def build_run(
     """
     plan = agreement.run(lambda: make_plan(config, env))
     data = agreement.run(lambda: encode(plan.sources, config, env=env, agreement=agreement))
+    if folder.resume_from is not None:  # another task set would also have another probe set, a worse explanation
+        store.check(folder.resume_from, tasks=plan.tasks, checksums=False)
     structure, probe = agreement.run(lambda: _structure(config, folder, plan, data))
     grouping = plan.grouping if structure is None else structure.grouping
     plan = replace(plan, grouping=grouping)

@@ -44,7 +44,8 @@ def killed(folder: Path, moment: str, count: int) -> None:
 
 def phases(folder: Path) -> list[dict]:
     lines = [line for line in metrics(folder / "run") if "structure" in line]
-    return [{key: value for key, value in line["structure"].items() if key != "seconds"} for line in lines]
+    timed = ("seconds", "steps_worth")
+    return [{key: value for key, value in line["structure"].items() if key not in timed} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -103,19 +104,36 @@ def test_a_run_killed_at_any_stage_equals_an_uninterrupted_one(whole: Path, tmp_
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_rejected_merge_goes_back_and_is_banned(whole: Path, tmp_path: Path) -> None:
-    """A tolerance of 0 and steps that only hurt: the losses of the trial are above those before."""
+def test_another_task_set_is_refused_before_the_first_step(whole: Path) -> None:
+    names = f"tasks.names=[{', '.join(NAMES[:3])}]"
+    (ended,) = run_ranks(whole, ["--resume", "must", *overrides(whole, *LEARN, names)], num_ranks=1)
+    assert ended.code == 2
+    assert "was written for another task set" in ended.output
+    assert f"got:      {' | '.join(NAMES)}" in ended.output or NAMES[3] in ended.output
+
+
+def test_merges_that_are_not_kept_are_banned_and_training_goes_back(tmp_path: Path) -> None:
+    """With no tolerance at all, of a whole frontier and its task groups one loses, by however little."""
     ended = train(
         tmp_path,
-        "optimizer.lr=0.3",
-        "schedule.warmup=0",
+        "structure.learn.similarity=transfer",
         "structure.learn.tolerance=0",
-        "optimizer.gradient_clipping=0",
+        "structure.learn.confidence=0",
     )
     assert ended.code == 0, ended.output
-    records = phases(tmp_path)
-    assert any(not verdict["accepted"] for record in records for verdict in record["verdicts"])
-    assert records[-1]["bans"]
+    (first, *_) = [line for line in metrics(tmp_path / "run") if "structure" in line]
+    record, tried = first["structure"], first["structure"]["verdicts"]
+    assert [len(merge["merge"]["members"]) for merge in tried] == [4, 2, 2]
+    tasks_of = {place: {t for own in one["merge"]["members"] for t in own} for place, one in enumerate(tried)}
+    kept = [tasks_of[place] for place, one in enumerate(tried) if one["accepted"]]
+    lost = [sorted(tasks_of[place]) for place, one in enumerate(tried) if not one["accepted"]]
+    assert lost
+    assert [ban["tasks"] for ban in record["bans"]] == sorted(
+        tasks for tasks in lost if not any(set(tasks) <= own for own in kept)
+    )
+    groups_kept = all(one["accepted"] for one in tried[1:])
+    assert first["step"] == (7 if groups_kept else 4)  # behind the last arm, or back at the checkpoint
+    assert record["steps_worth"] > 0
 
 
 def test_two_ranks_learn_the_same_tree_with_the_same_losses_as_one(tmp_path: Path) -> None:

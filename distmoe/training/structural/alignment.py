@@ -82,6 +82,7 @@ class AlignmentTerm:
                 batch,
                 self._layers[part.frontier.layer],
                 tuple(part.frontier.members[member][0] for member in members),
+                guide=part.frontier.members[0][0],
             )
             for part, members in own
             if members

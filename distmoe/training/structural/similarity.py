@@ -66,13 +66,14 @@ class Comparer:
         hosting = Hosting.of(frontier, self.grouping, self.placement)
         own = hosting.members_of(self.rank)
         layer, tasks = self.routed_layers[frontier.layer], tuple(frontier.members[place][0] for place in own)
+        guide = frontier.members[0][0]
         # What a rank hosts at a layer, all ranks of its span host.
         hosts = hosting.hosts[own[0]] if own else ()
         features_GND = self._gather(
             len(frontier.members),
             own,
             hosts,
-            lambda batch: compared_features(self.model.encoder, Comparison(batch, layer, tasks)),
+            lambda batch: compared_features(self.model.encoder, Comparison(batch, layer, tasks, guide)),
         )
         return Similarity.from_features(features_GND)
 

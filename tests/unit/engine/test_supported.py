@@ -100,6 +100,16 @@ def test_trap_15_zero0_with_routed_layers_raises_before_anything_is_built() -> N
         check(settings(0), placement=placement((4, 1)), num_ranks=4, routed=True)
 
 
+def test_what_only_equal_spans_allow_is_refused_where_spans_may_change() -> None:
+    """Two spans of two blocks now, perhaps of three and one after a merge; on one span nothing can become unequal."""
+    equal = {"placement": placement((2, 1), (2, 1)), "num_ranks": 4, "routed": True}
+    check(settings(1, **BF16), **equal)
+    with pytest.raises(ConfigError, match=r"no process group for the norm(.|\n)*remedy: "):
+        check(settings(1, **BF16), **equal, spans_may_change=True)
+    check(settings(1), **equal, spans_may_change=True)
+    check(settings(1, **BF16), placement=placement((4, 3)), num_ranks=4, routed=True, spans_may_change=True)
+
+
 def test_refused_rows_have_remedies_and_the_last_row_catches_everything() -> None:
     assert all(row.remedy for row in TABLE if not row.supported)
     assert TABLE[-1].conditions() == ""

@@ -27,6 +27,33 @@ def test_features_equal_those_of_one_pass_per_task() -> None:
     assert not torch.allclose(found[0], found[1])
 
 
+def test_layers_above_are_run_as_the_guide_whatever_is_compared() -> None:
+    """Task 1 alone, with task 0 as guide: the second of both together. A task's gate meets other experts above."""
+    moe = moe_config("task", layers=[1, 2]).model_copy(update={"experts_per_task_group": 2})
+    model = make_model(model_config(moe, num_layers=3), partitions=[[[0, 1, 2]], [[0, 2], [1]]])
+    gate = model.encoder.layers[1].feed_forward.gate
+    with torch.no_grad():
+        next(gate.parameters()).copy_(torch.eye(3, 2) * 9 + torch.eye(3, 2).flip(0))  # tasks 0 and 1 differ
+    batch = make_batch(lengths=(7, 3))
+    both = compared_features(model.encoder, Comparison(batch, layer=2, tasks=(0, 1)))
+    alone = compared_features(model.encoder, Comparison(batch, layer=2, tasks=(1,), guide=0))
+    torch.testing.assert_close(alone[0], both[1])
+    assert not torch.allclose(compared_features(model.encoder, Comparison(batch, layer=2, tasks=(1,)))[0], both[1])
+
+
+def test_a_task_serves_sequences_of_any_task_as_its_own() -> None:
+    moe = moe_config("token", layers="all").model_copy(update={"experts_per_task_group": 2})
+    model = make_model(model_config(moe), partition=[[0], [1], [2]])
+    batch = make_batch(lengths=(7, 3, 5, 1))
+    served = model.served_by(batch, 1)
+    own = replace(batch, task_ids_B=torch.full((4,), 1))
+    kept: list[torch.Tensor] = []
+    model.pooler.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    model(own)
+    torch.testing.assert_close(served, kept[0])
+    assert not torch.allclose(served, model.served_by(batch, 2))
+
+
 def test_task_groups_that_are_copies_have_equal_features() -> None:
     moe = moe_config("token", layers="all").model_copy(update={"experts_per_task_group": 1})
     model = make_model(model_config(moe), partition=[[0], [1], [2]])

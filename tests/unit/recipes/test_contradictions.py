@@ -46,7 +46,6 @@ from distmoe.recipes import resolve
         ("task_moe_learned", ["schedule.num_steps=200"], r"end after training[\s\S]*task_steps=100 \+ trial_steps=100"),
         ("task_moe_learned", ["structure.learn.probe_examples=32"], r"from the probe set[\s\S]*probe_examples=32"),
         ("task_moe_learned", ["structure.learn.threshold=1.0"], r"structure\.learn\.threshold"),
-        ("task_moe_learned", ["parallel.placement=partitioned"], r"not implemented for partitioned"),
         ("task_moe_learned", ["model.conditional={}"], r"share everything above them[\s\S]*model\.conditional=null"),
         ("task_moe_learned", ["run.early_stop=3"], r"end training before the structure is learned"),
         (

@@ -40,6 +40,13 @@ def test_an_arm_is_what_it_starts_from_and_then_its_own_overrides():
     assert (config.optimizer.lr, config.model.moe.num_experts, config.run.seed) == (1e-5, 12, 7)
 
 
+def test_the_seed_can_stand_in_an_override():
+    chosen = study(
+        arms={"C": {"title": "own data", "overrides": ["tasks.suite.generator_seed={seed}"]}}, comparisons=[]
+    )
+    assert job_of(chosen, "C", 4).runs["C-4"][0] == "tasks.suite.generator_seed=4"
+
+
 def test_a_letter_stands_for_its_variants_and_no_letter_for_all():
     assert study().choose(["J", "C"]) == ["C", "J.a", "J.b"]
     assert study().choose([]) == list(VALUES["arms"])
