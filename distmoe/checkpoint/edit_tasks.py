@@ -81,6 +81,13 @@ class _Loaded:
     def read(cls, folder: Path) -> _Loaded:
         manifest = read_manifest(folder)
         model = build(ModelConfig, manifest.config.get("model", {}))
+        if model.family == "decoder":
+            raise CheckpointError(
+                "tasks cannot be added to a decoder, or taken from it",
+                got=f"{folder} with model.family=decoder",
+                expected="a checkpoint of an encoder",
+                remedy="start a run with the other tasks from an export of this one's weights",
+            )
         tasks, grouping = TaskSet.from_json(manifest.tasks), TaskGrouping.from_json(manifest.grouping)
         store.check(folder, tasks=tasks, grouping=grouping)
         return cls(folder, manifest, model, tasks, grouping)

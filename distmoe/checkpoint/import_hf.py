@@ -13,10 +13,10 @@ from distmoe.checkpoint import decoder_keys
 from distmoe.checkpoint.hf_folder import read_tensors
 from distmoe.checkpoint.key_tables import POOLER_ROWS, Translation, from_hf
 from distmoe.checkpoint.upcycle import PARTS, FeedForwardWeights, upcycle_pool_, upcycle_shared_
-from distmoe.errors import CheckpointError, ConfigError
+from distmoe.errors import CheckpointError
 from distmoe.models.build import MultiTaskModel
 from distmoe.models.config import ModelConfig
-from distmoe.models.decoder_shape import DecoderShape
+from distmoe.models.decoder_shape import DecoderShape, check_head
 from distmoe.models.feed_forward import FIRST_POOL
 from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.models.shape import ModelShape, shape_of_folder
@@ -100,7 +100,8 @@ def load_pretrained(
     translation = read_translation(folder, shape)
     remaining = dict(translation.tensors)
     if isinstance(model, MultiTaskDecoder):
-        remaining |= _heads(model, remaining, folder)
+        check_head(model.shape, config, folder)
+        remaining |= _heads(model, remaining)
 
     upcycled: list[int] = []
     stack = "decoder" if isinstance(model, MultiTaskDecoder) else "encoder"
@@ -138,17 +139,10 @@ def check_same_shape(found: ModelShape, expected: ModelShape, folder: Path) -> N
         )
 
 
-def _heads(model: MultiTaskDecoder, tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+def _heads(model: MultiTaskDecoder, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of the model's heads, made from the folder's one head, which is taken out of ``tensors``."""
     head_VD = tensors.pop(decoder_keys.HEAD, None)
     if model.heads.weight_VD is None and model.heads.weight_MVD is None:
-        if head_VD is not None:
-            raise ConfigError(
-                f"the head of {folder} is not its token table",
-                got="model.decoder.head=tied",
-                expected="model.decoder.head=shared or per_task",
-                remedy="set model.decoder.head=shared",
-            )
         return {}
     if head_VD is None:
         head_VD = tensors[decoder_keys.EMBEDDINGS]

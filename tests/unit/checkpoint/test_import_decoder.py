@@ -84,6 +84,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     save_decoder(tmp_path, "llama", max_shard_size="20KB")
     with pytest.raises(ConfigError, match=r"head of .* is not its token table[\s\S]*model.decoder.head=shared"):
         loaded(tmp_path, decoder=DecoderConfig())
+    with pytest.raises(ConfigError, match=r"is not its token table"):
+        resolve_shape(decoder_config(pretrained=str(tmp_path)), 50, 0)
     with pytest.raises(ConfigError, match=r"another family[\s\S]*model.family=encoder[\s\S]*model.family=decoder"):
         resolve_shape(ModelConfig(pretrained=str(tmp_path)), 50, 0)
     shape = shape_of_folder(tmp_path)
