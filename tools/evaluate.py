@@ -21,8 +21,7 @@ from distmoe.checkpoint.consolidate import read_weights
 from distmoe.checkpoint.manifest import read_manifest
 from distmoe.config import apply_overrides, build
 from distmoe.errors import DistmoeError
-from distmoe.models.build import build_model
-from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.models.build import MultiTaskModel, build_model
 from distmoe.models.shape import resolve_shape
 from distmoe.parallel.env import RankEnv, device
 from distmoe.parallel.placement import place
@@ -39,7 +38,7 @@ ALONE = RankEnv(0, 1, 0, 1)
 class Host:
     """A bare model where training has an engine."""
 
-    def __init__(self, model: MultiTaskEncoder, on: torch.device) -> None:
+    def __init__(self, model: MultiTaskModel, on: torch.device) -> None:
         self.model, self.device = model.to(on), on
 
     def __call__(self, *inputs: Any) -> Any:

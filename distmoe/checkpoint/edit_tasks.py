@@ -205,6 +205,7 @@ def _write(
     old_parts = _parts(loaded)
     weights_by_name = {key.partition("/")[2]: value for key, value in old_parts.items()}
     shape = find_shape(loaded.folder, loaded.manifest.config, weights_by_name)
+    assert isinstance(shape, EncoderShape), "decoders were refused when the checkpoint was read"
     tokenizer = find_tokenizer(loaded.folder, loaded.manifest.config)
     config = _config_of_new_run(loaded, out, edit, config, overlay or {})
     parts, records = _moved(loaded, edit, old_parts, build(ModelConfig, config["model"]), shape, weights)

@@ -33,7 +33,7 @@ def decoder_tensors(
     model: MultiTaskDecoder, *, config: ModelConfig, grouping: TaskGrouping
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Returns all tensors under distmoe's names, experts stacked, and the entries of the routed layers."""
-    tensors = {
+    tensors: dict[str, Tensor] = {
         name: value for name, value in model.named_parameters() if not any(part in name for part in _ROUTED_PARTS)
     }
     entries: list[dict[str, Any]] = []

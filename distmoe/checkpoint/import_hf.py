@@ -59,10 +59,11 @@ def read_translation(folder: Path, shape: ModelShape) -> Translation:
         CheckpointError: If the weights cannot be read, or a tensor is missing or unexpected.
     """
     found = read_tensors(folder)
-    is_decoder = isinstance(shape, DecoderShape)
-    translation = decoder_keys.from_hf(found, shape) if is_decoder else from_hf(found, shape.num_layers)
+    if isinstance(shape, DecoderShape):
+        family, translation = f"{shape.family} decoder", decoder_keys.from_hf(found, shape)
+    else:
+        family, translation = "BERT or RoBERTa encoder", from_hf(found, shape.num_layers)
     if translation.missing or translation.unexpected:
-        family = f"{shape.family} decoder" if is_decoder else "BERT or RoBERTa encoder"
         raise CheckpointError(
             f"the weights in {folder} are not those of a {shape.num_layers}-layer {family}",
             got=f"missing: {_some(translation.missing)}; unexpected: {_some(translation.unexpected)}",
@@ -108,7 +109,10 @@ def load_pretrained(
     for index, layer in enumerate(model.get_submodule(stack).layers):  # type: ignore[arg-type]
         if isinstance(layer.feed_forward, RoutedFeedForward):
             name = f"{stack}.layers.{index}.feed_forward"
-            dense = FeedForwardWeights(**{part: remaining.pop(f"{name}.{part}", None) for part in PARTS})
+            w_in, b_in, w_out, b_out = (remaining.pop(f"{name}.{part}", None) for part in PARTS)
+            assert w_in is not None, f"the table fills {name}"
+            assert w_out is not None, f"the table fills {name}"
+            dense = FeedForwardWeights(w_in, b_in, w_out, b_out)
             width = model.shape.intermediate_size * (2 if dense.gated else 1)
             _check_shape(f"{name}.w_in", dense.w_in, (width, model.shape.hidden_size), folder)
             noise = config.moe.upcycle_noise if config.moe is not None else 0.0

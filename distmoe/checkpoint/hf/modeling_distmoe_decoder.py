@@ -146,7 +146,7 @@ class DistmoeTokenHeads(nn.Module):
 class DistmoeDecoderPreTrainedModel(DistmoePreTrainedModel):
     """Loading, saving and fresh values of what an export does not hold."""
 
-    config_class = DistmoeDecoderConfig
+    config_class = DistmoeDecoderConfig  # type: ignore[assignment]
     _no_split_modules = ["DistmoeDecoderLayer"]  # noqa: RUF012
 
     def _init_weights(self, module):
