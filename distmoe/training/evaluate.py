@@ -44,17 +44,13 @@ class Evaluable(Protocol):
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One task on one split; ``loss`` is the mean cross-entropy (of examples or target tokens) or squared error.
-
-    ``perplexity`` is exp(loss) where answers are tokens, else None.
-    """
+    """One task on one split; ``loss`` is the mean cross-entropy (of examples or target tokens) or squared error."""
 
     task: str
     metric: str
     score: float
     loss: float
     num_examples: int
-    perplexity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,6 @@ class Evaluation:
             "seconds": round(self.seconds, 3),
             "tasks": {
                 row.task: {"metric": row.metric, "score": row.score, "loss": row.loss, "examples": row.num_examples}
-                | ({} if row.perplexity is None else {"perplexity": row.perplexity})
                 for row in self.tasks
             },
         }
@@ -159,6 +154,5 @@ def _score_task(tasks: TaskSet, task: int, rows: NDArray[np.float64]) -> TaskSco
     if spec.predicts_tokens:
         right, count, loss = rows[:, 2:].sum(axis=0)
         mean = float(loss / count) if count else float("nan")
-        value, perplexity = score_tokens(spec, right, count, mean), float(np.exp(mean))
-        return TaskScore(spec.name, spec.metric, value, mean, len(rows), perplexity)
+        return TaskScore(spec.name, spec.metric, score_tokens(spec, right, count, mean), mean, len(rows))
     return TaskScore(spec.name, spec.metric, score(spec, rows[:, 2], rows[:, 3]), float(rows[:, 4].mean()), len(rows))

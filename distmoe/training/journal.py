@@ -19,7 +19,7 @@ from distmoe.models.output import ModelOutput
 from distmoe.moe.statistics import LayerStatistics, RoutingStatistics
 from distmoe.parallel.traffic import TrafficCounter
 from distmoe.tasks import TaskSet
-from distmoe.training.evaluate import Evaluation, TaskScore
+from distmoe.training.evaluate import Evaluation
 from distmoe.training.monitor import Monitor
 from distmoe.training.objective import LossBreakdown
 from distmoe.training.progress import Progress
@@ -133,7 +133,7 @@ class Journal:
     def evaluated(self, evaluation: Evaluation, step: int, *, is_best: bool, final: bool = False) -> None:
         """Writes an evaluation's line and says it."""
         self._monitor.write({"step": step, "evaluation": evaluation.to_json()} | ({"final": True} if final else {}))
-        scores = "  ".join(_score_text(row) for row in evaluation.tasks)
+        scores = "  ".join(f"{row.task} {row.score:.3f}" for row in evaluation.tasks)
         mark = " (best)" if is_best else ""
         self._progress.say(f"{evaluation.split} at step {step}: macro {evaluation.macro:.4f}{mark}  {scores}")
 
@@ -187,11 +187,6 @@ class Journal:
             "load_variation": layer.load_variation,
             "max_share": layer.max_share,
         }
-
-
-def _score_text(row: TaskScore) -> str:
-    text = f"{row.task} {row.score:.3f}"
-    return text if row.perplexity is None else f"{text} (perplexity {row.perplexity:.2f})"
 
 
 class _Clock:

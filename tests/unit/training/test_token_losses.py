@@ -80,8 +80,8 @@ def test_evaluation_is_over_target_tokens_not_over_examples() -> None:
     found = evaluate(Fixed(), batches, split="validation", tasks=TASKS, sizes=(2, 1, 0)).tasks
     assert [row.num_examples for row in found] == [2, 1]
     assert found[0].score == pytest.approx(2 / 3)
-    assert found[0].perplexity == pytest.approx(2 ** (4 / 3), abs=1e-5)
-    assert (found[1].score, found[1].perplexity) == (pytest.approx(1 / 8, abs=1e-6), pytest.approx(8, abs=1e-4))
+    assert math.exp(found[0].loss) == pytest.approx(2 ** (4 / 3), abs=1e-5)
+    assert (found[1].score, math.exp(found[1].loss)) == (pytest.approx(1 / 8, abs=1e-6), pytest.approx(8, abs=1e-4))
 
 
 def test_a_score_without_target_or_with_an_infinite_loss_is_zero() -> None:
