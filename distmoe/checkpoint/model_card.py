@@ -43,7 +43,7 @@ _USE_DECODER = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained(FOLDER{trust})
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER{trust})
 ids = model.generate(**tokenizer("a text", return_tensors="pt"), {task}max_new_tokens=20)
 ```
 """

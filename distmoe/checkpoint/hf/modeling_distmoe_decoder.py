@@ -3,7 +3,7 @@
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)
     ids = model.generate(**tokenizer("Once", return_tensors="pt"), task="stories", max_new_tokens=20)
 
 Shape letters: B sequences, S new positions, L all positions, T real tokens, D model width, H heads, d width of a head,
