@@ -26,7 +26,7 @@ _PARTS = (
     ("gates", re.compile(r"\.gate\.")),
     ("heads", re.compile(r"^heads\.")),
     ("embeddings", re.compile(r"^(?:encoder|decoder)\.embeddings\.")),
-    ("encoder", re.compile(r"")),  # the rest: attention, dense feed-forward parts, norms, pooler
+    ("rest", re.compile(r"")),  # attention, dense feed-forward parts, norms, pooler
 )
 
 
@@ -162,8 +162,8 @@ def _pools(tensors: Mapping[str, TensorRecord], tasks: TaskSet, grouping: TaskGr
             Pool(
                 task_group,
                 tuple(tasks[task].name for task in partition[task_group]),
-                parts["w_in"][0],
-                parts["w_in"][1],
+                parts["w_out"][0],
+                parts["w_out"][2],  # gated experts pack two factors into w_in
                 sum(map(prod, parts.values())),
             )
             for task_group, parts in sorted(shapes[layer].items())
