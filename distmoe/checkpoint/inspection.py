@@ -20,13 +20,13 @@ from distmoe.checkpoint.store import TRAINER
 from distmoe.nn.conditional.counts import ParameterShares
 from distmoe.tasks import TaskGrouping, TaskSet
 
-_POOL = re.compile(r"encoder\.layers\.(\d+)\.feed_forward\.pools\.g(\d+)\.(\w+)")
+_POOL = re.compile(r"(?:encoder|decoder)\.layers\.(\d+)\.feed_forward\.pools\.g(\d+)\.(\w+)")
 _PARTS = (
     ("experts", re.compile(r"\.pools\.")),
     ("gates", re.compile(r"\.gate\.")),
     ("heads", re.compile(r"^heads\.")),
-    ("embeddings", re.compile(r"^encoder\.embeddings\.")),
-    ("encoder", re.compile(r"")),  # the rest: attention, dense feed-forward parts, norms, pooler
+    ("embeddings", re.compile(r"^(?:encoder|decoder)\.embeddings\.")),
+    ("rest", re.compile(r"")),  # attention, dense feed-forward parts, norms, pooler
 )
 
 
@@ -162,8 +162,8 @@ def _pools(tensors: Mapping[str, TensorRecord], tasks: TaskSet, grouping: TaskGr
             Pool(
                 task_group,
                 tuple(tasks[task].name for task in partition[task_group]),
-                parts["w_in"][0],
-                parts["w_in"][1],
+                parts["w_out"][0],
+                parts["w_out"][2],  # gated experts pack two factors into w_in
                 sum(map(prod, parts.values())),
             )
             for task_group, parts in sorted(shapes[layer].items())

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from distmoe.errors import TrainingError
+from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.structure.propose import Proposal, plan_trials, propose
 from distmoe.training.agreement import is_distributed
 from distmoe.training.journal import Outlets
@@ -120,6 +121,7 @@ def _settled(run: Run, structure: StructureState, outlets: Outlets) -> Run:
 def _propose(workshop: Workshop, run: Run, structure: StructureState) -> tuple[Proposal, ...]:
     probe, learn, engine = workshop.probe, _learn(workshop), run.trainer.engine
     assert probe is not None
+    assert isinstance(run.model, MultiTaskEncoder), "structural learning compares encoders"
     engine.eval_mode()
     try:
         comparer = Comparer(
