@@ -28,7 +28,8 @@ def test_a_set_written_by_distmoe_is_read_by_megatron_token_for_token(tmp_path):
 def test_a_set_written_by_megatron_is_read_by_distmoe_token_for_token(tmp_path, dtype):
     sequences = [[*ids(text), END] for text in documents(50)]
     path = write_by_megatron(tmp_path / "theirs", sequences, dtype=dtype)
-    assert [sequence.tolist() for sequence in open_set(path)[0:50]] == sequences
+    dataset = open_set(path)
+    assert [sequence.tolist() for sequence in dataset[0:50]] == sequences
     windows = open_windows({path: 0.0}, TOKENIZER, length=8, seed=0, limit=None, keep_last=True, where="task")
     tokens = [token for example in range(len(windows)) for token in windows.read(example).input_ids_S.tolist()]
     # All tokens but the last, which is only a label; windows and documents are shuffled.
