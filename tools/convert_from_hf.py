@@ -4,9 +4,10 @@
 python tools/convert_from_hf.py HF_DIR OUT
 deepspeed --num_gpus 2 distmoe/train.py --recipe nlu model.pretrained=OUT
 
-OUT holds the encoder alone (and the pooler, where there is one): float32, one safetensors file, today's tensor names,
-no heads, with config.json and tokenizer. Every tensor is accounted for: nothing missing, nothing unexpected. A folder
-that passes here can also be given to model.pretrained as it is; converting once saves every rank the checks.
+OUT holds the encoder alone (and the pooler, where there is one), or the whole decoder (Llama, Mistral, Qwen2, Qwen3):
+float32, one safetensors file, today's tensor names, with config.json and tokenizer. Every tensor is accounted for:
+nothing missing, nothing unexpected. A folder that passes here can also be given to model.pretrained as it is;
+converting once saves every rank the checks.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Check and normalise a BERT or RoBERTa folder.")
+    parser = argparse.ArgumentParser(description="Check and normalise a folder with a dense encoder or decoder.")
     parser.add_argument(
         "source", type=Path, metavar="HF_DIR", help="folder with config.json, safetensors and tokenizer"
     )

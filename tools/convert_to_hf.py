@@ -4,13 +4,15 @@
 python tools/convert_to_hf.py runs/NAME/checkpoints/step_N OUT
 python tools/convert_to_hf.py runs/NAME/checkpoints/step_N OUT --task sst2     # one task's sub-network
 
-OUT then loads with AutoModelForSequenceClassification.from_pretrained(OUT, trust_remote_code=True); the sub-network of
-one task is a stock BERT or RoBERTa wherever that computes the same. See docs/export.md.
+OUT then loads with AutoModelForSequenceClassification (a decoder: AutoModelForCausalLM).from_pretrained(OUT,
+trust_remote_code=True); the sub-network of one task is a stock class of transformers wherever that computes the same.
+See docs/export.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -42,7 +44,12 @@ def _export_whole(arguments: argparse.Namespace) -> tuple[list[str], str]:
     from distmoe.checkpoint.export_hf import export
 
     out = export(arguments.checkpoint, arguments.out, tokenizer=arguments.tokenizer)
-    return [], f"AutoModelForSequenceClassification.from_pretrained({str(out)!r}, trust_remote_code=True)"
+    return [], f"{_auto_class(out)}.from_pretrained({str(out)!r}, trust_remote_code=True)"
+
+
+def _auto_class(out: Path) -> str:
+    """The one that an export with its own code names last."""
+    return str(list(json.loads((out / "config.json").read_text(encoding="utf-8"))["auto_map"])[-1])
 
 
 def _export_task(arguments: argparse.Namespace) -> tuple[list[str], str]:
@@ -56,7 +63,7 @@ def _export_task(arguments: argparse.Namespace) -> tuple[list[str], str]:
     if network.is_stock:
         return lines, f"{done.architecture}.from_pretrained({str(done.folder)!r})"
     lines += ["not a stock class of transformers:", *(f"  {reason}" for reason in network.reasons)]
-    how = f"AutoModelForSequenceClassification.from_pretrained({str(done.folder)!r}, trust_remote_code=True)"
+    how = f"{_auto_class(done.folder)}.from_pretrained({str(done.folder)!r}, trust_remote_code=True)"
     return lines, how
 
 

@@ -81,6 +81,13 @@ class _Loaded:
     def read(cls, folder: Path) -> _Loaded:
         manifest = read_manifest(folder)
         model = build(ModelConfig, manifest.config.get("model", {}))
+        if model.family == "decoder":
+            raise CheckpointError(
+                "tasks cannot be added to a decoder, or taken from it",
+                got=f"{folder} with model.family=decoder",
+                expected="a checkpoint of an encoder",
+                remedy="start a run with the other tasks from an export of this one's weights",
+            )
         tasks, grouping = TaskSet.from_json(manifest.tasks), TaskGrouping.from_json(manifest.grouping)
         store.check(folder, tasks=tasks, grouping=grouping)
         return cls(folder, manifest, model, tasks, grouping)
@@ -198,6 +205,7 @@ def _write(
     old_parts = _parts(loaded)
     weights_by_name = {key.partition("/")[2]: value for key, value in old_parts.items()}
     shape = find_shape(loaded.folder, loaded.manifest.config, weights_by_name)
+    assert isinstance(shape, EncoderShape), "decoders were refused when the checkpoint was read"
     tokenizer = find_tokenizer(loaded.folder, loaded.manifest.config)
     config = _config_of_new_run(loaded, out, edit, config, overlay or {})
     parts, records = _moved(loaded, edit, old_parts, build(ModelConfig, config["model"]), shape, weights)

@@ -6,34 +6,35 @@ files of ``checkpoint/hf`` as code for ``trust_remote_code``. Experts of a layer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import distmoe
 from distmoe.checkpoint.consolidate import read_weights
+from distmoe.checkpoint.export_decoder import CODE_FILES as DECODER_FILES
+from distmoe.checkpoint.export_decoder import decoder_tensors, decoder_values, prefixed
 from distmoe.checkpoint.export_folder import VERSION_KEY, check_target, new_export
-from distmoe.checkpoint.export_gates import exported_gate
+from distmoe.checkpoint.export_routed import exported_routed
 from distmoe.checkpoint.hf_folder import write_model
 from distmoe.checkpoint.manifest import Manifest, read_manifest
 from distmoe.checkpoint.model_card import model_card
 from distmoe.checkpoint.run_files import find_shape, find_test_scores, find_tokenizer
 from distmoe.config import build
 from distmoe.errors import CheckpointError
-from distmoe.models.build import build_model
+from distmoe.models.build import MultiTaskModel, build_model
 from distmoe.models.config import ModelConfig
 from distmoe.models.layer_plan import routed_layers
 from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.parallel.process_groups import single_process
 from distmoe.tasks import TaskGrouping, TaskSet
 
 CODE_FILES = ("configuration_distmoe.py", "modeling_distmoe.py")
-_PARTS = ("w_in", "b_in", "w_out", "b_out")
 
 
 def export(checkpoint: Path | str, out: Path | str, *, tokenizer: Path | str | None = None) -> Path:
@@ -78,7 +79,7 @@ def rebuild_model(
     config: ModelConfig,
     tasks: TaskSet,
     grouping: TaskGrouping,
-) -> MultiTaskEncoder:
+) -> MultiTaskModel:
     """Returns the whole model of a checkpoint on this process, in float32 and eval mode.
 
     Raises:
@@ -110,7 +111,7 @@ def rebuild_model(
 
 def write_export(
     out: Path,
-    model: MultiTaskEncoder,
+    model: MultiTaskModel,
     *,
     config: ModelConfig,
     tasks: TaskSet,
@@ -137,8 +138,20 @@ def write_export(
         CheckpointError: If ``out`` holds something that is not an export, or the tokenizer cannot be loaded.
     """
     check_exportable(config)
-    tensors, routed_entries = exported_tensors(model, config=config, grouping=grouping)
-    values = exported_config(model, config=config, tasks=tasks, routed_entries=routed_entries)
+    if isinstance(model, MultiTaskDecoder):
+        tensors, routed_entries = decoder_tensors(model, config=config, grouping=grouping)
+        tensors, special = prefixed(tensors), special_tokens(tokenizer_folder)
+        values = decoder_values(
+            model,
+            config=config,
+            tasks=tasks,
+            routed_entries=routed_entries,
+            head=config.decoder.head,
+            special_tokens=special,
+        )
+    else:
+        tensors, routed_entries = exported_tensors(model, config=config, grouping=grouping)
+        values = exported_config(model, config=config, tasks=tasks, routed_entries=routed_entries)
     card = model_card(
         title=title,
         shape=model.shape,
@@ -151,16 +164,16 @@ def write_export(
     )
     with new_export(out) as draft:
         write_model(draft, config=values, tensors=tensors)
-        write_code(draft)
+        write_code(draft, DECODER_FILES if isinstance(model, MultiTaskDecoder) else CODE_FILES)
         if tokenizer_folder is not None:
             write_tokenizer(tokenizer_folder, draft, max_length=model.shape.max_positions)
         (draft / "README.md").write_text(card, encoding="utf-8")
     return out
 
 
-def write_code(folder: Path) -> None:
+def write_code(folder: Path, names: Sequence[str] = CODE_FILES) -> None:
     """Copies the self-contained modelling code into an export."""
-    for name in CODE_FILES:
+    for name in names:
         source = files("distmoe.checkpoint.hf").joinpath(name)
         (folder / name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
 
@@ -169,29 +182,17 @@ def exported_tensors(
     model: MultiTaskEncoder, *, config: ModelConfig, grouping: TaskGrouping
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Returns all tensors under their exported names, and the configuration entries of the routed layers."""
-    tensors: dict[str, Tensor] = {name: value for name, value in model.named_parameters() if not _is_routed(name)}
+    tensors: dict[str, Tensor] = {name: value for name, value in model.named_parameters() if not is_routed(name)}
     entries: list[dict[str, Any]] = []
     for index, layer in enumerate(model.encoder.layers):
         routed = layer.feed_forward
         if isinstance(routed, RoutedFeedForward):
             assert config.moe is not None
             prefix = f"encoder.layers.{index}.feed_forward"
-            gate_entry, gate_tensors = exported_gate(routed.gate, config.moe.gate.kind)
-            tensors |= {f"{prefix}.gate.{name}": value for name, value in gate_tensors.items()}
-            tensors |= {f"{prefix}.{part}": _stacked(routed, part) for part in _PARTS}
-            shared = routed.shared_mlp
-            entries.append(
-                {
-                    "layer": index,
-                    "task_groups": [list(task_group) for task_group in grouping.layers[len(entries)]],
-                    "num_experts": len(tensors[f"{prefix}.w_in"]),
-                    "expert_size": tensors[f"{prefix}.w_in"].shape[1],
-                    "shared_size": 0 if shared is None else shared.w_in.shape[0],
-                    "top_k": config.moe.top_k,
-                    "combine": config.moe.combine,
-                    "gate": gate_entry,
-                }
-            )
+            task_groups = grouping.layers[len(entries)]
+            entry, of_layer = exported_routed(routed, moe=config.moe, layer=index, task_groups=task_groups)
+            tensors |= {f"{prefix}.{name}": value for name, value in of_layer.items()}
+            entries.append(entry)
     named = {name if name.startswith("heads.") else f"distmoe.{name}": value for name, value in tensors.items()}
     return {name: value.detach().float().contiguous().clone() for name, value in named.items()}, entries
 
@@ -238,10 +239,29 @@ def write_tokenizer(source: Path, out: Path, *, max_length: int) -> None:
     Raises:
         CheckpointError: If the folder holds no tokenizer that transformers can load.
     """
+    tokenizer = _load_tokenizer(source)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, max_length)
+    tokenizer.save_pretrained(out)
+
+
+def special_tokens(tokenizer_folder: Path | None) -> dict[str, int]:
+    """The ids of a tokenizer's first and last token of a text, by the names of config.json; those that it has.
+
+    Raises:
+        CheckpointError: If the folder holds no tokenizer that transformers can load.
+    """
+    if tokenizer_folder is None:
+        return {}
+    tokenizer = _load_tokenizer(tokenizer_folder)
+    ids = {name: getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id")}
+    return {name: value for name, value in ids.items() if isinstance(value, int)}
+
+
+def _load_tokenizer(source: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        return AutoTokenizer.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError, KeyError) as failure:
         raise CheckpointError(
             "the tokenizer of the run cannot be loaded",
@@ -249,18 +269,11 @@ def write_tokenizer(source: Path, out: Path, *, max_length: int) -> None:
             expected="a folder with the files of a Hugging Face tokenizer",
             remedy="name the folder: tools/convert_to_hf.py CHECKPOINT OUT --tokenizer FOLDER",
         ) from None
-    tokenizer.model_max_length = min(tokenizer.model_max_length, max_length)
-    tokenizer.save_pretrained(out)
 
 
-def _is_routed(name: str) -> bool:
+def is_routed(name: str) -> bool:
+    """Whether a parameter is exported in another form, by :mod:`distmoe.checkpoint.export_routed`."""
     return ".feed_forward.gate." in name or ".feed_forward.pools." in name
-
-
-def _stacked(routed: RoutedFeedForward, part: str) -> Tensor:
-    """One tensor over all experts: task group 0's first, then task group 1's, ..."""
-    pools = [routed.pools[f"g{task_group}"] for task_group in range(len(routed.pools))]
-    return torch.cat([getattr(pool, part) for pool in pools])
 
 
 def check_exportable(config: ModelConfig) -> None:

@@ -11,8 +11,18 @@ from torch import Tensor
 
 import distmoe
 from distmoe.checkpoint.consolidate import read_weights
+from distmoe.checkpoint.export_decoder import CODE_FILES as DECODER_FILES
+from distmoe.checkpoint.export_decoder_task import decoder_task
 from distmoe.checkpoint.export_folder import VERSION_KEY, check_target, new_export
-from distmoe.checkpoint.export_hf import check_exportable, exported_config, rebuild_model, write_code, write_tokenizer
+from distmoe.checkpoint.export_hf import (
+    CODE_FILES,
+    check_exportable,
+    exported_config,
+    rebuild_model,
+    special_tokens,
+    write_code,
+    write_tokenizer,
+)
 from distmoe.checkpoint.hf_folder import write_model
 from distmoe.checkpoint.key_tables import to_hf
 from distmoe.checkpoint.manifest import read_manifest
@@ -20,8 +30,10 @@ from distmoe.checkpoint.model_card import task_card
 from distmoe.checkpoint.run_files import find_test_scores, find_tokenizer
 from distmoe.checkpoint.subnetwork import SubNetwork, cut_task
 from distmoe.config import build
+from distmoe.models.build import MultiTaskModel
 from distmoe.models.config import ModelConfig
 from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.models.shape import EncoderShape
 from distmoe.tasks import TaskGrouping, TaskSet, TaskSpec
 
@@ -85,7 +97,7 @@ def export_task(
 
 def write_task_export(
     out: Path,
-    model: MultiTaskEncoder,
+    model: MultiTaskModel,
     *,
     config: ModelConfig,
     tasks: TaskSet,
@@ -108,19 +120,25 @@ def write_task_export(
         metrics: Evaluations by name, for the model card.
         title: Heading of the model card.
     """
-    network = cut_task(model, config=config, tasks=tasks, grouping=grouping, task_id=task_id)
     spec = tasks[task_id]
-    if network.is_stock:
-        values, tensors = _stock(network, model.shape, config, spec)
+    if isinstance(model, MultiTaskDecoder):
+        special = special_tokens(tokenizer_folder)
+        network, values, tensors = decoder_task(
+            model, config=config, tasks=tasks, grouping=grouping, task_id=task_id, special_tokens=special
+        )
     else:
-        values, tensors = _self_contained(network, model, config, spec)
+        network = cut_task(model, config=config, tasks=tasks, grouping=grouping, task_id=task_id)
+        if network.is_stock:
+            values, tensors = _stock(network, model.shape, config, spec)
+        else:
+            values, tensors = _self_contained(network, model, config, spec)
     architecture = values["architectures"][0]
     card = task_card(title=title, spec=spec, architecture=architecture, reasons=network.reasons, metrics=metrics,
                      num_parameters=sum(tensor.numel() for tensor in tensors.values()))  # fmt: skip
     with new_export(out) as draft:
         write_model(draft, config=values, tensors=tensors)
         if not network.is_stock:
-            write_code(draft)
+            write_code(draft, DECODER_FILES if isinstance(model, MultiTaskDecoder) else CODE_FILES)
         if tokenizer_folder is not None:
             write_tokenizer(tokenizer_folder, draft, max_length=model.shape.max_positions)
         (draft / "README.md").write_text(card, encoding="utf-8")

@@ -28,6 +28,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "sentencepiece.bpe.model",
     "spiece.model",
+    "tokenizer.model",
+    "chat_template.jinja",
 )
 
 

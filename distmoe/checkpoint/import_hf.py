@@ -13,10 +13,10 @@ from distmoe.checkpoint import decoder_keys
 from distmoe.checkpoint.hf_folder import read_tensors
 from distmoe.checkpoint.key_tables import POOLER_ROWS, Translation, from_hf
 from distmoe.checkpoint.upcycle import PARTS, FeedForwardWeights, upcycle_pool_, upcycle_shared_
-from distmoe.errors import CheckpointError, ConfigError
+from distmoe.errors import CheckpointError
 from distmoe.models.build import MultiTaskModel
 from distmoe.models.config import ModelConfig
-from distmoe.models.decoder_shape import DecoderShape
+from distmoe.models.decoder_shape import DecoderShape, check_head
 from distmoe.models.feed_forward import FIRST_POOL
 from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.models.shape import ModelShape, shape_of_folder
@@ -59,10 +59,11 @@ def read_translation(folder: Path, shape: ModelShape) -> Translation:
         CheckpointError: If the weights cannot be read, or a tensor is missing or unexpected.
     """
     found = read_tensors(folder)
-    is_decoder = isinstance(shape, DecoderShape)
-    translation = decoder_keys.from_hf(found, shape) if is_decoder else from_hf(found, shape.num_layers)
+    if isinstance(shape, DecoderShape):
+        family, translation = f"{shape.family} decoder", decoder_keys.from_hf(found, shape)
+    else:
+        family, translation = "BERT or RoBERTa encoder", from_hf(found, shape.num_layers)
     if translation.missing or translation.unexpected:
-        family = f"{shape.family} decoder" if is_decoder else "BERT or RoBERTa encoder"
         raise CheckpointError(
             f"the weights in {folder} are not those of a {shape.num_layers}-layer {family}",
             got=f"missing: {_some(translation.missing)}; unexpected: {_some(translation.unexpected)}",
@@ -100,14 +101,18 @@ def load_pretrained(
     translation = read_translation(folder, shape)
     remaining = dict(translation.tensors)
     if isinstance(model, MultiTaskDecoder):
-        remaining |= _heads(model, remaining, folder)
+        check_head(model.shape, config, folder)
+        remaining |= _heads(model, remaining)
 
     upcycled: list[int] = []
     stack = "decoder" if isinstance(model, MultiTaskDecoder) else "encoder"
     for index, layer in enumerate(model.get_submodule(stack).layers):  # type: ignore[arg-type]
         if isinstance(layer.feed_forward, RoutedFeedForward):
             name = f"{stack}.layers.{index}.feed_forward"
-            dense = FeedForwardWeights(**{part: remaining.pop(f"{name}.{part}", None) for part in PARTS})
+            w_in, b_in, w_out, b_out = (remaining.pop(f"{name}.{part}", None) for part in PARTS)
+            assert w_in is not None, f"the table fills {name}"
+            assert w_out is not None, f"the table fills {name}"
+            dense = FeedForwardWeights(w_in, b_in, w_out, b_out)
             width = model.shape.intermediate_size * (2 if dense.gated else 1)
             _check_shape(f"{name}.w_in", dense.w_in, (width, model.shape.hidden_size), folder)
             noise = config.moe.upcycle_noise if config.moe is not None else 0.0
@@ -138,17 +143,10 @@ def check_same_shape(found: ModelShape, expected: ModelShape, folder: Path) -> N
         )
 
 
-def _heads(model: MultiTaskDecoder, tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+def _heads(model: MultiTaskDecoder, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of the model's heads, made from the folder's one head, which is taken out of ``tensors``."""
     head_VD = tensors.pop(decoder_keys.HEAD, None)
     if model.heads.weight_VD is None and model.heads.weight_MVD is None:
-        if head_VD is not None:
-            raise ConfigError(
-                f"the head of {folder} is not its token table",
-                got="model.decoder.head=tied",
-                expected="model.decoder.head=shared or per_task",
-                remedy="set model.decoder.head=shared",
-            )
         return {}
     if head_VD is None:
         head_VD = tensors[decoder_keys.EMBEDDINGS]

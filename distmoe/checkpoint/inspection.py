@@ -20,12 +20,12 @@ from distmoe.checkpoint.store import TRAINER
 from distmoe.nn.conditional.counts import ParameterShares
 from distmoe.tasks import TaskGrouping, TaskSet
 
-_POOL = re.compile(r"encoder\.layers\.(\d+)\.feed_forward\.pools\.g(\d+)\.(\w+)")
+_POOL = re.compile(r"(?:encoder|decoder)\.layers\.(\d+)\.feed_forward\.pools\.g(\d+)\.(\w+)")
 _PARTS = (
     ("experts", re.compile(r"\.pools\.")),
     ("gates", re.compile(r"\.gate\.")),
     ("heads", re.compile(r"^heads\.")),
-    ("embeddings", re.compile(r"^encoder\.embeddings\.")),
+    ("embeddings", re.compile(r"^(?:encoder|decoder)\.embeddings\.")),
     ("encoder", re.compile(r"")),  # the rest: attention, dense feed-forward parts, norms, pooler
 )
 

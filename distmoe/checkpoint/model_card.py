@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import distmoe
-from distmoe.models.shape import EncoderShape
+from distmoe.models.decoder_shape import DecoderShape
+from distmoe.models.shape import ModelShape
 from distmoe.moe.config import MoEConfig
 from distmoe.tasks import TaskGrouping, TaskSet, TaskSpec
 
 _HEADER = """\
 ---
 library_name: transformers
-pipeline_tag: text-classification
+pipeline_tag: {pipeline}
 tags: [distmoe, mixture-of-experts, multi-task]
 ---
 """
@@ -35,6 +36,24 @@ logits = model(**inputs, task="{task}").logits
 """
 
 
+_USE_DECODER = """\
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(FOLDER{trust})
+tokenizer = AutoTokenizer.from_pretrained(FOLDER{trust})
+ids = model.generate(**tokenizer("a text", return_tensors="pt"), {task}max_new_tokens=20)
+```
+"""
+
+_TASK_OF_A_CALL = """
+`task` is a name; `task_ids` takes one number per row. The code that is loaded stands in this folder
+(`modeling_distmoe_decoder.py` and what it imports) and needs torch and transformers only.
+"""
+
+
 _USE_TASK = """\
 ## Use
 
@@ -51,7 +70,7 @@ logits = model(**tokenizer({texts}, return_tensors="pt")).logits
 def model_card(
     *,
     title: str,
-    shape: EncoderShape,
+    shape: ModelShape,
     moe: MoEConfig | None,
     routed_layers: tuple[int, ...],
     tasks: TaskSet,
@@ -63,7 +82,7 @@ def model_card(
 
     Args:
         title: Name of the run and step.
-        shape: Of the encoder.
+        shape: Of the model.
         moe: Configuration of the routed layers; None for a dense model.
         routed_layers: Their indices.
         tasks: The run's tasks.
@@ -74,12 +93,17 @@ def model_card(
     """
     first = tasks[0]
     texts = '"first text", "second text"' if first.pair else '"a text"'
+    if isinstance(shape, DecoderShape):
+        use = _USE_DECODER.format(trust=", trust_remote_code=True", task=f'task="{first.name}", ') + _TASK_OF_A_CALL
+    else:
+        use = _USE.format(texts=texts, task=first.name)
+    kind = "decoder" if isinstance(shape, DecoderShape) else "encoder"
     sections = [
-        _HEADER,
+        _header(first),
         f"# {title}\n",
-        f"One encoder for {len(tasks)} tasks, trained with distmoe {distmoe.__version__}.\n",
+        f"One {kind} for {len(tasks)} tasks, trained with distmoe {distmoe.__version__}.\n",
         _architecture(shape, moe, routed_layers, num_parameters),
-        _USE.format(texts=texts, task=first.name),
+        use,
         _tasks(tasks),
         _metrics(metrics),
         _grouping(tasks, grouping, routed_layers),
@@ -115,15 +139,26 @@ def task_card(
     text = f"`{architecture}`, {num_parameters / 1e6:.1f} M parameters, trained with distmoe {distmoe.__version__}.\n"
     if reasons:
         text += "\nNot a stock class of transformers: " + "; ".join(reasons) + ".\n"
-    use = _USE_TASK.format(texts=texts, trust=", trust_remote_code=True" if reasons else "")
-    parts = (_HEADER, f"# {title}\n", text, use, _tasks(TaskSet((spec,))), _metrics(own))
+    trust = ", trust_remote_code=True" if reasons else ""
+    use = _USE_TASK.format(texts=texts, trust=trust)
+    if spec.predicts_tokens:
+        use = _USE_DECODER.format(trust=trust, task="")
+    parts = (_header(spec), f"# {title}\n", text, use, _tasks(TaskSet((spec,))), _metrics(own))
     return "\n".join(parts)
 
 
-def _architecture(shape: EncoderShape, moe: MoEConfig | None, routed: tuple[int, ...], num_parameters: int) -> str:
+def _header(spec: TaskSpec) -> str:
+    return _HEADER.format(pipeline="text-generation" if spec.predicts_tokens else "text-classification")
+
+
+def _architecture(shape: ModelShape, moe: MoEConfig | None, routed: tuple[int, ...], num_parameters: int) -> str:
+    if isinstance(shape, DecoderShape):
+        heads = f"{shape.num_heads} heads on {shape.num_kv_heads} key-value heads, RMSNorm, SwiGLU, rotary positions"
+    else:
+        heads = f"{shape.num_heads} heads, {shape.norm}-LN"
     text = (
         f"{num_parameters / 1e6:.1f} M parameters; {shape.num_layers} layers, width {shape.hidden_size}, "
-        f"{shape.num_heads} heads, {shape.norm}-LN, up to {shape.max_positions} tokens."
+        f"{heads}, up to {shape.max_positions} tokens."
     )
     if moe is not None:
         text += (
@@ -138,7 +173,9 @@ def _architecture(shape: EncoderShape, moe: MoEConfig | None, routed: tuple[int,
 def _tasks(tasks: TaskSet) -> str:
     lines = ["## Tasks\n", "| task | type | texts | outputs |", "|---|---|---|---|"]
     for spec in tasks:
-        outputs = "a number" if spec.is_regression else ", ".join(spec.labels)
+        outputs = ", ".join(spec.labels)
+        if not outputs:
+            outputs = "tokens" if spec.predicts_tokens else "a number"
         lines.append(f"| {spec.name} | {spec.kind} | {2 if spec.pair else 1} | {_cell(outputs)} |")
     return "\n".join(lines) + "\n"
 

@@ -1,14 +1,17 @@
-"""Rewrites a BERT or RoBERTa folder as the encoder alone: float32, one file, every tensor accounted for."""
+"""Rewrites a dense folder of a known family as the bare model: float32, one file, every tensor accounted for."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
+from distmoe.checkpoint import decoder_keys
+from distmoe.checkpoint.decoder_stock import Stock
 from distmoe.checkpoint.hf_folder import TOKENIZER_FILES, write_model
 from distmoe.checkpoint.import_hf import ImportReport, read_translation
 from distmoe.checkpoint.key_tables import POOLER_ROWS, to_hf
 from distmoe.errors import CheckpointError
+from distmoe.models.decoder_shape import DecoderShape
 from distmoe.models.shape import ROBERTA_TYPES, read_hf_config, shape_of_folder
 
 
@@ -16,19 +19,19 @@ def normalise(source: Path, out: Path) -> ImportReport:
     """Writes ``out`` from ``source`` and returns what was found.
 
     Raises:
-        ConfigError: If the encoder is of another family.
+        ConfigError: If the model is of another family.
         CheckpointError: If ``source`` is incomplete or damaged, has no tokenizer, or ``out`` is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(
-            "the converted encoder would overwrite something",
+            "the converted model would overwrite something",
             got=f"{out} exists and is not empty",
             expected="a new or empty folder",
             remedy="choose another folder, or remove this one",
         )
     shape = shape_of_folder(source)
     tokenizer = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if not {"tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model"} & set(tokenizer):
+    if not {"tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "tokenizer.model"} & set(tokenizer):
         raise CheckpointError(
             f"{source} has no tokenizer",
             got=f"{', '.join(tokenizer) or 'none of its files'}",
@@ -38,17 +41,23 @@ def normalise(source: Path, out: Path) -> ImportReport:
     translation = read_translation(source, shape)
     config = read_hf_config(source)
     kind = config["model_type"]
-    config |= {"architectures": ["RobertaModel" if kind in ROBERTA_TYPES else "BertModel"], "dtype": "float32"}
+    if isinstance(shape, DecoderShape):
+        tensors, architecture = decoder_keys.to_hf(translation.tensors, shape), Stock(kind).architecture
+    else:
+        tensors = to_hf(translation.tensors, shape.num_layers)
+        architecture = "RobertaModel" if kind in ROBERTA_TYPES else "BertModel"
+    config |= {"architectures": [architecture], "dtype": "float32"}
     config.pop("torch_dtype", None)
 
     draft = out.with_name(f"{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    write_model(draft, config=config, tensors=to_hf(translation.tensors, shape.num_layers))
+    write_model(draft, config=config, tensors=tensors)
     for name in tokenizer:
         shutil.copyfile(source / name, draft / name)
     if out.exists():
         out.rmdir()
     draft.rename(out)
-    fresh = () if translation.has_pooler else tuple(row.own for row in POOLER_ROWS)
+    complete = translation.has_pooler or isinstance(shape, DecoderShape)
+    fresh = () if complete else tuple(row.own for row in POOLER_ROWS)
     return ImportReport(source, len(translation.tensors), translation.ignored, fresh, ())

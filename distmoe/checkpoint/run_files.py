@@ -17,31 +17,33 @@ from torch import Tensor
 from distmoe.config import build
 from distmoe.errors import CheckpointError, DistmoeError
 from distmoe.models.config import ModelConfig
-from distmoe.models.shape import EncoderShape, resolve_shape, shape_of_folder
+from distmoe.models.shape import ModelShape, resolve_shape, shape_from_json, shape_of_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHAPE, TOKENIZER, RESULT = "shape.json", "tokenizer", "result.json"
+TOKEN_TABLES = ("encoder.embeddings.word.weight", "decoder.embeddings.weight")
 
 
-def write_run_files(run_folder: Path, *, shape: EncoderShape, tokenizer: PreTrainedTokenizerBase) -> None:
+def write_run_files(run_folder: Path, *, shape: ModelShape, tokenizer: PreTrainedTokenizerBase) -> None:
     """Keeps the shape and the tokenizer of a run; call it on rank 0."""
     run_folder.mkdir(parents=True, exist_ok=True)
     (run_folder / SHAPE).write_text(json.dumps(shape.to_json(), indent=1) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(run_folder / TOKENIZER)
 
 
-def find_shape(checkpoint: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> EncoderShape:
-    """Returns the shape of a checkpoint's encoder: the run's file, or what configuration and weights say.
+def find_shape(checkpoint: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> ModelShape:
+    """Returns the shape of a checkpoint's model: the run's file, or what configuration and weights say.
 
     Raises:
         CheckpointError: If it can only be known from a pretrained folder that is gone.
     """
     for folder in _homes(checkpoint):
         if (folder / SHAPE).is_file():
-            return EncoderShape.from_json(json.loads((folder / SHAPE).read_text(encoding="utf-8")))
-    vocab_size = weights["encoder.embeddings.word.weight"].shape[0]
+            return shape_from_json(json.loads((folder / SHAPE).read_text(encoding="utf-8")))
+    tables = [weights[name] for name in TOKEN_TABLES if name in weights]
+    vocab_size = tables[0].shape[0] if tables else 0
     try:
         model = build(ModelConfig, config.get("model", {}))
         if model.pretrained is not None:
@@ -49,7 +51,7 @@ def find_shape(checkpoint: Path, config: Mapping[str, Any], weights: Mapping[str
         return resolve_shape(model, vocab_size, 0)  # 0: the padding id of the embedded tokenizer
     except DistmoeError as failure:
         raise CheckpointError(
-            f"the shape of the encoder of {checkpoint} is not known",
+            f"the shape of the model of {checkpoint} is not known",
             got=f"no {SHAPE} in {' or '.join(map(str, _homes(checkpoint)))}; {failure.what}",
             expected=f"{SHAPE} in the run's folder",
             remedy=f"copy {SHAPE} from the run's folder beside the checkpoint",

@@ -5,8 +5,6 @@
    RoBERTa: written as ``BertForSequenceClassification`` or ``RobertaForSequenceClassification``, without any code.
 3. Otherwise the self-contained code of ``checkpoint/hf`` is written with it. A layer that was folded to another width
    is a routed layer with one expert; one whose gate reads tokens keeps the experts of the task's group.
-
-Names of tensors end with the letters of their axes, and that is how they are cut: M tasks, E experts.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ import torch
 from torch import Tensor
 
 from distmoe.checkpoint.export_hf import exported_tensors
-from distmoe.checkpoint.folding import folded
+from distmoe.checkpoint.export_routed import cut_routed
 from distmoe.checkpoint.upcycle import PARTS
 from distmoe.models.config import ModelConfig
 from distmoe.models.multitask import MultiTaskEncoder
@@ -54,9 +52,9 @@ class SubNetwork:
     def width(self) -> int:
         """Feed-forward width of the dense layers."""
         dense = [
-            value for name, value in self.tensors.items() if name.endswith("feed_forward.w_in") and value.dim() == 2
+            value for name, value in self.tensors.items() if name.endswith("feed_forward.w_out") and value.dim() == 2
         ]
-        return int(dense[0].shape[0]) if dense else 0
+        return int(dense[0].shape[1]) if dense else 0
 
 
 @torch.no_grad()
@@ -83,61 +81,13 @@ def cut_task(
         old = {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
         routed = model.encoder.layers[entry["layer"]].feed_forward
         assert isinstance(routed, RoutedFeedForward)
-        if entry["gate"]["granularity"] == "task":
-            new, rest = _folded_layer(routed, entry, task_id, dense_width=model.shape.intermediate_size)
-        else:
-            new, rest = _cut_layer({name.removeprefix(prefix): value for name, value in old.items()}, entry, task_id)
+        inside = {name.removeprefix(prefix): value for name, value in old.items()}
+        width = model.shape.intermediate_size
+        new, rest = cut_routed(routed, entry, inside, task_id=task_id, dense_width=width)
         tensors |= {prefix + name: value for name, value in new.items()}
         kept += [rest] if rest else []
     kept, tensors = _without_equal_widths(kept, tensors, model.shape)
     return SubNetwork(task_id, tensors, kept, _reasons(config, model.shape, kept), _counts(model, tensors))
-
-
-def _folded_layer(
-    routed: RoutedFeedForward, entry: dict[str, Any], task_id: int, *, dense_width: int
-) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    dense = folded(routed, task_id=task_id)
-    tensors = {part: getattr(dense, part).detach().clone() for part in PARTS}
-    width = len(tensors["b_in"])
-    if width == dense_width:
-        return tensors, None
-    gate = {"kind": entry["gate"]["kind"], "form": "table", "granularity": "task"}
-    single = {part: value.unsqueeze(0) for part, value in tensors.items()} | {"gate.table_ME": torch.zeros(1, 1)}
-    return single, _entry_of_one(entry, gate, num_experts=1, width=width)
-
-
-def _cut_layer(
-    tensors: Mapping[str, Tensor], entry: dict[str, Any], task_id: int
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Only the experts of the task's group, and the task's rows of the gate."""
-    groups = entry["task_groups"]
-    share = entry["num_experts"] // len(groups)
-    group = next(index for index, members in enumerate(groups) if task_id in members)
-    rows = {"M": slice(task_id, task_id + 1), "E": slice(group * share, (group + 1) * share)}
-    cut = {}
-    for name, value in tensors.items():
-        if name in PARTS:
-            cut[name] = value[rows["E"]].clone()
-        elif name.startswith("gate."):
-            axes = name.rpartition("_")[2]
-            cut[name] = value[tuple(rows.get(axis, slice(None)) for axis in axes)].clone()
-        else:
-            cut[name] = value
-    kept = _entry_of_one(entry, entry["gate"], num_experts=share, width=entry["expert_size"])
-    return cut, kept | {key: entry[key] for key in ("top_k", "combine", "shared_size")}
-
-
-def _entry_of_one(entry: dict[str, Any], gate: dict[str, Any], *, num_experts: int, width: int) -> dict[str, Any]:
-    return {
-        "layer": entry["layer"],
-        "task_groups": [[0]],
-        "num_experts": num_experts,
-        "expert_size": width,
-        "shared_size": 0,
-        "top_k": 1,
-        "combine": "straight_through",
-        "gate": gate,
-    }
 
 
 def _without_equal_widths(

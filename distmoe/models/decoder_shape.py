@@ -132,6 +132,21 @@ def decoder_shape(config: ModelConfig, vocab_size: int, pad_token_id: int) -> De
     )
 
 
+def check_head(shape: DecoderShape, config: ModelConfig, folder: Path) -> None:
+    """Refuses to drop the head of a folder.
+
+    Raises:
+        ConfigError: If the run's head is the token table, and the folder's is not.
+    """
+    if config.decoder.head == "tied" and not shape.tied:
+        raise ConfigError(
+            f"the head of {folder} is not its token table",
+            got="model.decoder.head=tied",
+            expected="model.decoder.head=shared or per_task",
+            remedy="set model.decoder.head=shared",
+        )
+
+
 def decoder_shape_of(folder: Path, values: Mapping[str, Any], pad_token_id: int | None = None) -> DecoderShape:
     """Reads the shape of a dense Llama, Mistral, Qwen2 or Qwen3 folder.
 

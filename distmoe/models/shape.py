@@ -9,7 +9,14 @@ from typing import Any, Literal
 
 from distmoe.errors import CheckpointError, ConfigError
 from distmoe.models.config import ModelConfig
-from distmoe.models.decoder_shape import DECODER_KEY, DECODER_TYPES, DecoderShape, decoder_shape, decoder_shape_of
+from distmoe.models.decoder_shape import (
+    DECODER_KEY,
+    DECODER_TYPES,
+    DecoderShape,
+    check_head,
+    decoder_shape,
+    decoder_shape_of,
+)
 from distmoe.nn.activations import ACTIVATIONS
 
 # Families whose tensors and arithmetic are BERT's, and those that differ from it in position numbers only.
@@ -113,7 +120,9 @@ def resolve_shape(config: ModelConfig, vocab_size: int, pad_token_id: int) -> Mo
             expected=f"model.family={own}",
             remedy=f"set model.family={own}, or choose another folder",
         )
-    if isinstance(shape, EncoderShape) and config.norm == "pre":
+    if isinstance(shape, DecoderShape):
+        check_head(shape, config, folder)
+    elif config.norm == "pre":
         raise ConfigError(
             "a pretrained BERT or RoBERTa encoder is post-LN",
             got=f"model.norm=pre with model.pretrained={folder}",

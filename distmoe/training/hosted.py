@@ -10,8 +10,7 @@ from distmoe.checkpoint.shares import parameter_shares_of
 from distmoe.engine.engine import Engine
 from distmoe.engine.initialize import initialize
 from distmoe.log import get_logger
-from distmoe.models.build import build_model
-from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.models.build import MultiTaskModel, build_model
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.nn.conditional.counts import ParameterShares
 from distmoe.parallel import process_groups
@@ -30,7 +29,7 @@ class Hosted:
     """The model in its engine, and what could be seen of it before."""
 
     engine: Engine
-    model: MultiTaskEncoder
+    model: MultiTaskModel
     process_groups: process_groups.ProcessGroups
     parameters: summary.ParameterCount
     shares: ParameterShares
@@ -57,7 +56,7 @@ def host_model(config: RunConfig, plan: Plan, placement: Placement, agreement: A
     return Hosted(engine, model, groups, parameters, shares, traffic)
 
 
-def _build_model(config: RunConfig, plan: Plan, groups: process_groups.ProcessGroups) -> MultiTaskEncoder:
+def _build_model(config: RunConfig, plan: Plan, groups: process_groups.ProcessGroups) -> MultiTaskModel:
     learning = config.structure.learn is not None
     model = build_model(
         config.model,

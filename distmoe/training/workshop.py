@@ -14,7 +14,7 @@ from distmoe.checkpoint.manifest import read_manifest
 from distmoe.data.loader import StepLoader
 from distmoe.data.sources.base import Split
 from distmoe.engine.engine import Engine
-from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.models.build import MultiTaskModel
 from distmoe.moe.statistics import RoutingStatistics
 from distmoe.parallel import process_groups
 from distmoe.parallel.env import RankEnv
@@ -51,7 +51,7 @@ class Run:
     journal: Journal
     evaluate: Callable[[Split], Evaluation]
     state: TrainerState
-    model: MultiTaskEncoder
+    model: MultiTaskModel
     placement: Placement
     parameters: int
     process_groups: process_groups.ProcessGroups

@@ -13,16 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from distmoe.data.batch import TaskBatch
+from distmoe.data.batch import NO_LOSS, TaskBatch
 from distmoe.engine.config import OptimizerConfig
 from distmoe.models.build import build_model
 from distmoe.models.config import ModelConfig
+from distmoe.models.decoder_config import DecoderConfig
+from distmoe.models.decoder_shape import decoder_shape
 from distmoe.models.freezing import Freeze
 from distmoe.models.parameters import parameter_roles
 from distmoe.models.shape import EncoderShape
@@ -55,6 +57,13 @@ TASKS = TaskSet(
         TaskSpec(name="d", kind="classification", metric="accuracy", labels=("x", "y")),
     )
 )
+# The same four tasks for a decoder: two answer a prompt, two are plain text.
+TOKEN_TASKS = TaskSet(
+    tuple(
+        TaskSpec(name=name, kind=kind, metric="token_accuracy")  # type: ignore[arg-type]
+        for name, kind in zip("abcd", ("generation", "language_modeling") * 2, strict=True)
+    )
+)
 
 ONE = (((0, 1, 2, 3),),) * 2
 TWO = (((0, 1), (2, 3)),) * 2
@@ -80,6 +89,7 @@ class Case:
     dense: bool = False
     freeze: Freeze = "none"
     conditional: dict[str, Any] | None = None
+    head: Literal["tied", "shared", "per_task"] | None = None  # of a decoder; None: an encoder
     skipped_steps: tuple[int, ...] = ()
 
     num_ranks: int = 2
@@ -150,11 +160,27 @@ def build(case: Case, hosting: Sequence[Any]) -> nn.Module:
         activation_checkpointing=case.checkpointing,
         freeze=case.freeze,
         conditional=None if case.conditional is None else ConditionalConfig.model_validate(case.conditional),
+        **_decoder_keys(case.head),
     )
-    model = build_model(config, shape=SHAPE, tasks=TASKS, grouping=grouping_of(case), hosting=hosting, seed=SEED)
+    shape = SHAPE if case.head is None else decoder_shape(config, VOCABULARY, 0)
+    tasks = tasks_of(case)
+    model = build_model(config, shape=shape, tasks=tasks, grouping=grouping_of(case), hosting=hosting, seed=SEED)
     if case.conditional is not None:
         _move_conditional(model)
     return model
+
+
+def tasks_of(case: Case) -> TaskSet:
+    return TASKS if case.head is None else TOKEN_TASKS
+
+
+def _decoder_keys(head: str | None) -> dict[str, Any]:
+    """Two query heads on one key-value head, with everything that a decoder's attention may have."""
+    if head is None:
+        return {}
+    sizes = {key: getattr(SHAPE, key) for key in ("hidden_size", "num_layers", "num_heads", "intermediate_size")}
+    decoder = {"num_kv_heads": 1, "qk_norm": True, "attention_bias": True, "head": head}
+    return sizes | {"family": "decoder", "max_positions": SHAPE.max_positions, "decoder": DecoderConfig(**decoder)}
 
 
 @torch.no_grad()
@@ -213,8 +239,8 @@ def examples(case: Case, step: int, micro: int) -> list[Example]:
     return found
 
 
-def batch_of(found: Sequence[Example], scale: float) -> TaskBatch:
-    """Pads; no example at all gives the placeholder row."""
+def batch_of(found: Sequence[Example], scale: float, *, tokens: bool = False) -> TaskBatch:
+    """Pads; no example at all gives the placeholder row. With ``tokens``, the second half of each row is predicted."""
     rows = list(found) or [Example((1,), 0, 0.0, 0.0, -1)]
     length = max(len(example.ids) for example in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.int64)
@@ -223,6 +249,10 @@ def batch_of(found: Sequence[Example], scale: float) -> TaskBatch:
         ids[row, : len(example.ids)] = torch.tensor(example.ids)
         mask[row, : len(example.ids)] = True
     real = torch.tensor([bool(found)] * len(rows))
+    labels = torch.full_like(ids, NO_LOSS)
+    for row, example in enumerate(rows):
+        first = len(example.ids) // 2
+        labels[row, first : len(example.ids) - 1] = torch.tensor(example.ids[first + 1 :])
     return TaskBatch(
         input_ids_BS=ids,
         attention_mask_BS=mask,
@@ -233,6 +263,7 @@ def batch_of(found: Sequence[Example], scale: float) -> TaskBatch:
         example_ids_B=torch.arange(len(rows)),
         example_mask_B=real,
         token_index_T=(mask & real[:, None]).flatten().nonzero().flatten(),
+        labels_BS=labels if tokens else None,
     )
 
 
@@ -250,7 +281,7 @@ class Trace:
 def reference(case: Case) -> Trace:
     """Plain torch on one process."""
     model = build(case, single_process(grouping_of(case)).hosting)
-    objective = Objective(TASKS, grouping_of(case), weights=None if case.dense else case.losses)
+    objective = Objective(tasks_of(case), grouping_of(case), weights=None if case.dense else case.losses)
     config, roles, trace = optimizer_config(case), parameter_roles(model), Trace()
     scales = {"gate": config.gate_lr_scale, "head": config.head_lr_scale}
     optimizer = torch.optim.AdamW(
@@ -272,7 +303,7 @@ def reference(case: Case) -> Trace:
             continue
         total = 0.0
         for micro in range(case.accumulation):
-            batch = batch_of(examples(case, step, micro), scale=case.accumulation)
+            batch = batch_of(examples(case, step, micro), scale=case.accumulation, tokens=case.head is not None)
             loss = objective(model(batch), batch).total / case.accumulation
             loss.backward()
             total += loss.item()
@@ -328,7 +359,11 @@ def make_engine(case: Case) -> tuple[Any, Any, Objective, Any]:
         placement=None if case.dense else placement,
     )
     objective = Objective(
-        TASKS, grouping_of(case), weights=None if case.dense else case.losses, world_size=world, all_reduce=_all_reduce
+        tasks_of(case),
+        grouping_of(case),
+        weights=None if case.dense else case.losses,
+        world_size=world,
+        all_reduce=_all_reduce,
     )
     return engine, placement, objective, process_groups
 
@@ -345,7 +380,7 @@ def train_steps(case: Case, engine: Any, objective: Objective, steps: Sequence[i
         total = torch.zeros(())
         for micro in range(case.accumulation):
             own = [example for example in examples(case, step, micro) if example.rank % world == rank]
-            batch = batch_of(own, scale=world * case.accumulation)
+            batch = batch_of(own, scale=world * case.accumulation, tokens=case.head is not None)
             loss = objective(engine(batch), batch)
             if step in case.skipped_steps and micro == case.accumulation - 1:
                 engine.skip_step()

@@ -26,9 +26,8 @@ import torch
 
 from distmoe.config import build
 from distmoe.data.batch import TaskBatch
-from distmoe.models.build import build_model
+from distmoe.models.build import MultiTaskModel, build_model
 from distmoe.models.config import ModelConfig
-from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.models.shape import resolve_shape
 from distmoe.moe.config import MoEConfig
 from distmoe.parallel.process_groups import single_process
@@ -50,7 +49,7 @@ ARMS: dict[str, dict[str, Any] | None] = {
 class Arm:
     """A model with its objective and optimizer, ready to step."""
 
-    model: MultiTaskEncoder
+    model: MultiTaskModel
     objective: Objective
     optimizer: torch.optim.AdamW
 

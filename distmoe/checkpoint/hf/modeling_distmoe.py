@@ -33,6 +33,18 @@ ACTIVATIONS = {
 }
 
 
+GATED = "swiglu"
+
+
+def inner(x, w_in, b_in, activation):
+    """Hidden layer of a feed-forward part; gated, `w_in` packs the gate (first) and the factor that it multiplies."""
+    h = F.linear(x, w_in, b_in)
+    if activation == GATED:
+        gate, up = h.chunk(2, dim=-1)
+        return F.silu(gate) * up
+    return ACTIVATIONS[activation](h)
+
+
 class DistmoeEmbeddings(nn.Module):
     """Token + position + segment, LayerNorm, dropout."""
 
@@ -75,18 +87,19 @@ class DistmoeAttention(nn.Module):
 
 
 class DistmoeFeedForward(nn.Module):
-    """Dense feed-forward part."""
+    """Dense feed-forward part; a gated one has no biases."""
 
     def __init__(self, hidden_size, intermediate_size, activation):
         super().__init__()
-        self.act = ACTIVATIONS[activation]
-        self.w_in = nn.Parameter(torch.empty(intermediate_size, hidden_size))
-        self.b_in = nn.Parameter(torch.empty(intermediate_size))
+        self.activation, gated = activation, activation == GATED
+        width = 2 * intermediate_size if gated else intermediate_size
+        self.w_in = nn.Parameter(torch.empty(width, hidden_size))
+        self.b_in = None if gated else nn.Parameter(torch.empty(width))
         self.w_out = nn.Parameter(torch.empty(hidden_size, intermediate_size))
-        self.b_out = nn.Parameter(torch.empty(hidden_size))
+        self.b_out = None if gated else nn.Parameter(torch.empty(hidden_size))
 
     def forward(self, x):
-        return F.linear(self.act(F.linear(x, self.w_in, self.b_in)), self.w_out, self.b_out)
+        return F.linear(inner(x, self.w_in, self.b_in, self.activation), self.w_out, self.b_out)
 
 
 class DistmoeGate(nn.Module):
@@ -158,12 +171,12 @@ class DistmoeRoutedFeedForward(nn.Module):
         super().__init__()
         E, D, width = routed["num_experts"], config.hidden_size, routed["expert_size"]
         self.num_experts, self.top_k, self.combine = E, routed["top_k"], routed["combine"]
-        self.act = ACTIVATIONS[config.hidden_act]
+        self.activation, gated = config.hidden_act, config.hidden_act == GATED
         self.gate = DistmoeGate(routed["gate"], num_tasks=len(config.tasks), num_experts=E, hidden_size=D)
-        self.w_in = nn.Parameter(torch.empty(E, width, D))
-        self.b_in = nn.Parameter(torch.empty(E, width))
+        self.w_in = nn.Parameter(torch.empty(E, 2 * width if gated else width, D))
+        self.b_in = None if gated else nn.Parameter(torch.empty(E, width))
         self.w_out = nn.Parameter(torch.empty(E, D, width))
-        self.b_out = nn.Parameter(torch.empty(E, D))
+        self.b_out = None if gated else nn.Parameter(torch.empty(E, D))
         shared = routed["shared_size"]
         self.shared_mlp = DistmoeFeedForward(D, shared, config.hidden_act) if shared else None
         groups = routed["task_groups"]
@@ -196,8 +209,9 @@ class DistmoeRoutedFeedForward(nn.Module):
         rows = []
         for expert, x in enumerate(x_TD[tokens].split(counts)):
             if counts[expert]:
-                inner = self.act(F.linear(x, self.w_in[expert], self.b_in[expert]))
-                rows.append(F.linear(inner, self.w_out[expert], self.b_out[expert]))
+                b_in, b_out = (None if b is None else b[expert] for b in (self.b_in, self.b_out))
+                h = inner(x, self.w_in[expert], b_in, self.activation)
+                rows.append(F.linear(h, self.w_out[expert], b_out))
         if not rows:
             return torch.zeros_like(x_TD)
         return torch.zeros_like(x_TD).index_add(0, tokens, torch.cat(rows) * weights)

@@ -145,7 +145,15 @@ def _model(
     checkpoint: Path, manifest: Manifest, config: RunConfig, tasks: TaskSet, grouping: TaskGrouping
 ) -> MultiTaskEncoder:
     weights = read_weights(checkpoint)
-    return rebuild_model(checkpoint, manifest, weights, config=config.model, tasks=tasks, grouping=grouping)
+    model = rebuild_model(checkpoint, manifest, weights, config=config.model, tasks=tasks, grouping=grouping)
+    if not isinstance(model, MultiTaskEncoder):
+        raise CheckpointError(
+            "only layers of encoders can be compared",
+            got=f"{checkpoint} with model.family={config.model.family}",
+            expected="model.family=encoder",
+            remedy="choose a checkpoint of an encoder",
+        )
+    return model
 
 
 def _ids_of(tasks: TaskSet, names: Sequence[str] | None) -> TaskGroup:

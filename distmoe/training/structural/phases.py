@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from distmoe.errors import TrainingError
+from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.structure.plan import MergePlan
 from distmoe.structure.propose import Proposal, plan_merges, propose
 from distmoe.training.agreement import is_distributed
@@ -143,6 +144,7 @@ def _settled(run: Run, structure: StructureState, outlets: Outlets) -> Run:
 def _propose(workshop: Workshop, run: Run, structure: StructureState) -> list[Proposal]:
     probe, learn = workshop.probe, _learn(workshop)
     assert probe is not None
+    assert isinstance(run.model, MultiTaskEncoder), "structural learning compares encoders"
     engine = run.trainer.engine
     engine.eval_mode()
     try:

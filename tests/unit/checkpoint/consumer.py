@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 
-def consume(jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """Returns what ``hf_consumer.py`` made of each job."""
+def consume(jobs: list[dict[str, Any]], folder: Path, script_name: str = "hf_consumer.py") -> list[dict[str, Any]]:
+    """Returns what the script, ``hf_consumer.py`` or ``hf_decoder_consumer.py``, made of each job."""
     torch.save(jobs, folder / "jobs.pt")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules"), "HF_HOME": str(folder / "home")}
-    script = Path(__file__).with_name("hf_consumer.py")
+    script = Path(__file__).with_name(script_name)
     subprocess.run(
         [sys.executable, "-I", str(script), str(folder / "jobs.pt"), str(folder / "results.pt")],
         check=True,

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from distmoe.checkpoint import decoder_keys
 from distmoe.checkpoint.hf_folder import read_tensors
 from distmoe.checkpoint.import_hf import load_pretrained
+from distmoe.checkpoint.normalise_hf import normalise
 from distmoe.errors import CheckpointError, ConfigError
 from distmoe.models.config import ModelConfig
 from distmoe.models.decoder_config import DecoderConfig
@@ -75,6 +77,22 @@ def test_every_task_starts_from_the_folders_head_where_each_has_one(tmp_path: Pa
     torch.testing.assert_close(logits_of(model, BATCH), expected(stock), atol=TOLERANCE, rtol=0)
 
 
+def test_a_normalised_folder_is_the_same_model_in_one_file(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    stock = save_decoder(source, "qwen3", max_shard_size="20KB")
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
+        normalise(source, out)
+    (source / "tokenizer.model").write_bytes(b"a sentencepiece model")
+    report = normalise(source, out)
+    assert (report.fresh, report.ignored) == ((), ())
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "tokenizer.model"]
+    again = AutoModelForCausalLM.from_pretrained(out)
+    assert type(again) is type(stock)
+    theirs, ours = stock.state_dict(), again.state_dict()
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def change(folder: Path, **values: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
@@ -84,6 +102,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     save_decoder(tmp_path, "llama", max_shard_size="20KB")
     with pytest.raises(ConfigError, match=r"head of .* is not its token table[\s\S]*model.decoder.head=shared"):
         loaded(tmp_path, decoder=DecoderConfig())
+    with pytest.raises(ConfigError, match=r"is not its token table"):
+        resolve_shape(decoder_config(pretrained=str(tmp_path)), 50, 0)
     with pytest.raises(ConfigError, match=r"another family[\s\S]*model.family=encoder[\s\S]*model.family=decoder"):
         resolve_shape(ModelConfig(pretrained=str(tmp_path)), 50, 0)
     shape = shape_of_folder(tmp_path)
