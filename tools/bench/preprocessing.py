@@ -2,8 +2,8 @@
 
 ::
 
-    python tools/bench/preprocess_indexed.py --tokenizer TOKENIZER --text corpus.txt --workers 2
-    python tools/bench/preprocess_indexed.py --tokenizer TOKENIZER --text corpus.txt --documents 1000 --json OUT.json
+    python tools/bench/preprocessing.py --tokenizer TOKENIZER --text corpus.txt --workers 2
+    python tools/bench/preprocessing.py --tokenizer TOKENIZER --text corpus.txt --documents 1000 --json OUT.json
 
 The texts' paragraphs are repeated, each with its number in front, until there are enough documents. The loop calls the
 tokenizer document by document, appends the end token and counts; it writes nothing. Both tokens counts must be equal.
