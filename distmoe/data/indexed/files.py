@@ -100,6 +100,8 @@ def write_info(prefix: str | Path, info: SetInfo) -> None:
 def open_set(prefix: str | Path) -> Any:
     """megatron-core's ``IndexedDataset``.
 
+    NOTE: Its arrays are views of a mapped file that is closed with it: copy what must outlive it, or Python crashes.
+
     Raises:
         DataError: If a file is missing, or no index of this format.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +30,13 @@ def megatron_data() -> MegatronData:
         ConfigError: If megatron-core is not installed.
     """
     try:
-        from megatron.core.datasets.blended_dataset import BlendedDataset
-        from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-        from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
-        from megatron.core.datasets.utils import Split
+        with warnings.catch_warnings():
+            # It imports all of megatron-core, which misses libraries of GPU training that data sets do not use.
+            warnings.simplefilter("ignore")
+            from megatron.core.datasets.blended_dataset import BlendedDataset
+            from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+            from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
+            from megatron.core.datasets.utils import Split
     except ImportError as failure:
         raise ConfigError(
             "language models and indexed data sets need megatron-core",

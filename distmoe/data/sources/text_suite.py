@@ -113,10 +113,13 @@ class TextSuiteSource(TaskSource):
         return numpy_generator(self._config.generator_seed, "text suite", TEXT_SUITE_VERSION, *keys)
 
     def _followers(self, family: str) -> np.ndarray:
-        """``[words, 4]``: which words may follow each word."""
+        """``[words, 4]``: which words may follow each word. Every word follows four others, so all are as frequent."""
         rng = self._rng("followers", family)
-        count = len(FOLLOWER_SHARES)
-        return np.stack([rng.choice(len(self._words), size=count, replace=False) for _ in self._words])
+        circle = rng.permutation(len(self._words))
+        shifts = rng.choice(np.arange(1, len(self._words)), size=len(FOLLOWER_SHARES), replace=False)
+        followers = np.empty((len(circle), len(shifts)), dtype=np.int64)
+        followers[circle] = np.stack([np.roll(circle, -shift) for shift in shifts], axis=1)
+        return followers
 
     def _document(self, followers: np.ndarray, rng: np.random.Generator) -> str:
         length = int(rng.integers(self._config.document_words // 2, self._config.document_words + 1))

@@ -37,7 +37,7 @@ def test_a_pair_classification_has_two_texts_without_saying_so():
             {"kind": "tagging"},
             r"unknown type[\s\S]*got: +tagging[\s\S]*classification \| pair_classification \| regression",
         ),
-        ({"metric": "bleu"}, r"unknown metric[\s\S]*got: +bleu"),
+        ({"metric": "meteor"}, r"unknown metric[\s\S]*got: +meteor"),
         ({"labels": ("no",)}, "at least two different class names"),
         ({"labels": ("no", "no")}, "at least two different class names"),
         ({"metric": "pearson"}, r"metric for numbers[\s\S]*accuracy \| f1 \| macro_f1 \| matthews"),
