@@ -206,6 +206,17 @@ def read_fragments(folder: Path, fragments: list[Fragment], *, no_dist: bool) ->
 
 
 def _compare_tensors(folder: Path, manifest: Manifest, fragments: Sequence[Fragment]) -> None:
+    for fragment in fragments:
+        part, name = fragment.key.split("/", 1)
+        record = manifest.tensors.get(name)
+        if record is not None and (part == "frozen") != (record.kind == "frozen"):
+            raise CheckpointError(
+                f"{folder} was written with other frozen parts: {name!r}",
+                got=f"{record.kind} in the checkpoint",
+                expected="frozen" if part == "frozen" else "trainable",
+                remedy="set model.freeze as in the checkpoint (its config.yaml); tools/edit_tasks.py writes a run with "
+                "another model.freeze",
+            )
     wanted = {fragment.view.name: fragment.view.global_shape for fragment in fragments}
     stored = {name: record.shape for name, record in manifest.tensors.items()}
     for name, shape in wanted.items():

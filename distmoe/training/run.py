@@ -13,7 +13,7 @@ from distmoe.log import get_logger
 from distmoe.parallel.env import device, read_env, share_cores
 from distmoe.training.agreement import Agreement
 from distmoe.training.config import RunConfig
-from distmoe.training.contradictions import check_environment
+from distmoe.training.contradictions import check_environment, check_start
 from distmoe.training.monitor import require_trackers
 from distmoe.training.report import draw_report
 from distmoe.training.run_folder import RESULT_FILE, RunFolder, open_run, write_json
@@ -58,6 +58,7 @@ def train(config: RunConfig, *, resume: str, stop: StopSignal) -> Outcome:
     init_distributed(timeout_minutes=config.parallel.timeout_minutes)
     agreement = Agreement()
     folder = agreement.from_rank_0(lambda: open_run(config, resume=resume, latest=folders.latest))
+    check_start(config, resumes=folder.resume_from is not None)
     if folder.finished:
         _log.info("%s has ended already; --resume never starts it over", folder.path)
         return Outcome(folder.path, "Finished", config.schedule.num_steps)

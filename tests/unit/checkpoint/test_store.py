@@ -153,6 +153,13 @@ def test_a_model_of_another_shape_is_refused_before_anything_is_filled(tmp_path:
     assert wider["frozen"].tolist() == [-1, -1, -1]
 
 
+def test_other_frozen_parts_than_the_checkpoints_are_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path)
+    wanted = [Fragment("frozen/w", replicated("w", (6, 4)), 0, torch.zeros(24))]
+    with pytest.raises(CheckpointError, match=r"other frozen parts: 'w'\n  got:      trainable(.|\n)*expected: frozen"):
+        store.load(folder, manifest=check(folder), fragments=wanted)
+
+
 def test_an_index_that_points_outside_is_refused(tmp_path: Path) -> None:
     folder = save(tmp_path)
     path = folder / "shards" / INDEX_NAME
