@@ -29,9 +29,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distmoe.checkpoint.consolidate import read_weights
-from distmoe.checkpoint.export_hf import rebuild_model
-from distmoe.checkpoint.export_task import TaskExport, export_task
+from distmoe.checkpoint.export_folder import check_target
+from distmoe.checkpoint.export_hf import check_exportable, rebuild_model
+from distmoe.checkpoint.export_task import TaskExport, write_task_export
 from distmoe.checkpoint.manifest import read_manifest
+from distmoe.checkpoint.run_files import find_test_scores, find_tokenizer
 from distmoe.config import apply_overrides, build
 from distmoe.data.collate import collate
 from distmoe.data.encoded import ExampleStore
@@ -90,14 +92,22 @@ def compare(checkpoint: Path, out: Path, *, num_examples: int, overrides: Sequen
     """
     manifest = read_manifest(checkpoint)
     config = build(RunConfig, apply_overrides(manifest.config, list(overrides)))
+    check_exportable(config.model)
     sources, grouping = open_sources(config), TaskGrouping.from_json(manifest.grouping)
-    weights = read_weights(checkpoint)
+    weights, tokenizer = read_weights(checkpoint), find_tokenizer(checkpoint, manifest.config)
+    metrics = {"validation": manifest.metrics, "test": find_test_scores(checkpoint, manifest.step)}
     model = rebuild_model(
         checkpoint, manifest, weights, config=config.model, tasks=sources.tasks, grouping=grouping
     )  # fmt: skip
     exports, files, logits, labels = [], [], [], []
     for task, spec in enumerate(sources.tasks):
-        exports.append(export_task(checkpoint, out / spec.name, spec.name))
+        check_target(out / spec.name)
+        exports.append(
+            write_task_export(
+                out / spec.name, model, config=config.model, tasks=sources.tasks, grouping=grouping, task_id=task,
+                tokenizer_folder=tokenizer, metrics=metrics, title=f"{spec.name}, step {manifest.step}",
+            )
+        )  # fmt: skip
         split: Split = "test" if "test" in sources.source.splits(spec.name) else "validation"
         examples = sources.source.examples(spec.name, split)[:num_examples]
         files.append(_write(out / f"{spec.name}.jsonl", examples))
