@@ -335,8 +335,10 @@ def _moved(
         moved[f"{value}/{name}"] = mover.move(parts[f"{PARTS[was.kind][0]}/{old_name}"], fresh, value)
         for part in moments:
             zeros, old = torch.zeros_like(fresh), parts.get(f"{part}/{old_name}")
-            kept = old is not None and not _begins_anew(config)
-            moved[f"{part}/{name}"] = mover.move(old, zeros, part) if kept else zeros
+            if old is None or _begins_anew(config):
+                moved[f"{part}/{name}"] = zeros
+            else:
+                moved[f"{part}/{name}"] = mover.move(old, zeros, part)
         records[name] = record
     return moved, records
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -245,9 +246,12 @@ def _dcp(what: str) -> Iterator[None]:
             rank, (cause, _) = next(iter(failure.failures.items()))
             if isinstance(cause, DistmoeError):
                 raise cause from None
+            text = str(cause).partition("\n")[0][:300]
+            if isinstance(cause, pickle.UnpicklingError):  # torch's own words advise to run the pickle
+                text = "something else than a tensor, which was not unpickled"
             raise CheckpointError(
                 what,
-                got=f"rank {rank}: {type(cause).__name__}: {str(cause).splitlines()[0][:300] if str(cause) else ''}",
+                got=f"rank {rank}: {type(cause).__name__}: {text}",
                 expected="readable files with tensors and nothing else, and room to write",
                 remedy="resume from another checkpoint of the run (--resume PATH), or make room",
             ) from failure

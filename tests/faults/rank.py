@@ -73,6 +73,7 @@ def run_rank(
     """Trains as ``python distmoe/train.py ARGUMENTS`` in ``folder``, with a rank's environment; does not return."""
     from distmoe import train
 
+    os.setsid()  # a Ctrl-C for the tests is none for a rank that may be about to be killed otherwise
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -107,7 +107,7 @@ DAMAGES: dict[Callable[[Path], None], str] = {
     missing_chunk_in_the_index: r"chunk|elements|cannot be read",
     manifest_of_another_step: r"is damaged\n.*(SHA-256|bytes instead of)",
     manifest_cut_short: r"manifest\.json is damaged",
-    pickle_in_place_of_a_tensor: r"cannot be read\n.*Weights only load failed",
+    pickle_in_place_of_a_tensor: r"cannot be read\n.*something else than a tensor, which was not unpickled",
     path_out_of_the_folder_in_the_index: r"points outside the checkpoint\n.*\.\./\.\./\.\./secret",
     path_out_of_the_folder_in_the_manifest: r"names a file outside the checkpoint\n.*\.\./\.\./secret",
     link_out_of_the_folder: r"names a file outside the checkpoint",

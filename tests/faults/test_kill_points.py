@@ -83,11 +83,9 @@ def draw_points() -> list[Point]:
     for saving in SAVES:
         for turn in range(_ROUNDS):
             for instant, (strike, ranks) in INSTANTS.items():
-                count = (
-                    1 + turn * 3 + rng.randrange(3)
-                )  # early, middle, late: ten saves, and removals from the third on
+                count = 1 + turn * 2 + rng.randrange(3)  # of twelve saves; removals begin with the third
                 name = f"{saving}-{len(points) + 1}"
-                points.append(Point(name, saving, instant, (rng.choice(ranks),), replace(strike, count=min(count, 7))))
+                points.append(Point(name, saving, instant, (rng.choice(ranks),), replace(strike, count=count)))
     outside = max(NUM_POINTS - len(points), 10)
     for index in range(outside):
         saving = list(SAVES)[index % len(SAVES)]
