@@ -59,6 +59,12 @@ test: venv  ## All default tests (no GPU, no network, two cores)
 test-slow: venv  ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+test-reshard: venv  ## Checkpoints between all arrangements of ranks, as a table
+	$(BIN)/python -m pytest -m reshard -s tests/reshard $(ARGS)
+
+test-faults: venv  ## Runs killed at fifty instants, checkpoints damaged in every way, as tables
+	$(BIN)/python -m pytest -m faults -s tests/faults $(ARGS)
+
 test-cluster: venv  ## The batch scripts on a real Slurm of three nodes, on this machine (root; Debian's packages)
 	tests/cluster/slurm/install.sh
 	$(BIN)/python -m pytest -m cluster -rs tests/cluster $(ARGS)

@@ -2,6 +2,7 @@
 """Adds a task to a trained model, or removes one. OUT is a new run that trains on.
 
 python tools/edit_tasks.py runs/NAME/checkpoints/step_N runs/NEW --add FOLDER --policy nearest
+python tools/edit_tasks.py runs/NAME/checkpoints/step_N runs/NEW --add FOLDER --recipe add_task_frozen
 python tools/edit_tasks.py runs/NAME/checkpoints/step_N runs/NEW --remove sst2
 deepspeed --num_gpus 2 distmoe/train.py --recipe runs/NEW/config.yaml
 
@@ -14,6 +15,8 @@ import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 if TYPE_CHECKING:
     from distmoe.checkpoint.edit_tasks import EditedRun
@@ -33,9 +36,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--like", metavar="TASK", help="task whose task groups it joins (default: by description)")
     parser.add_argument("--name", help="name of the new task (default: the folder's)")
     parser.add_argument(
-        "--recipe", default="add_task", help="recipe whose values the new run takes (default: add_task)"
+        "--recipe",
+        default="add_task",
+        help="recipe whose values the new run takes: add_task (default), add_task_frozen, or your own",
     )
-    arguments = parser.parse_args(argv)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that win over the recipe's")
+    arguments = parser.parse_intermixed_args(argv)
     try:
         done = _edit(arguments)
         _complete(done.folder / "config.yaml")
@@ -64,10 +70,11 @@ def _edit(arguments: argparse.Namespace) -> EditedRun:
     from dataclasses import replace
 
     from distmoe.checkpoint.edit_tasks import add_task, remove_task
+    from distmoe.config import apply_overrides
     from distmoe.data.sources import LocalSource
     from distmoe.recipes.loader import load_recipe
 
-    overlay = load_recipe(arguments.recipe)
+    overlay = apply_overrides(load_recipe(arguments.recipe), arguments.overrides)
     if arguments.remove is not None:
         return remove_task(arguments.checkpoint, arguments.out, arguments.remove, overlay=overlay)
     folder = arguments.add.resolve()

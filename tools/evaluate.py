@@ -3,6 +3,7 @@
 
 python tools/evaluate.py runs/demo/checkpoints/step_300 --split test
 python tools/evaluate.py runs/demo/checkpoints/step_300 data.eval_batch_size=256    # overrides of the run's config
+python tools/evaluate.py runs/demo/checkpoints/step_300 --compare runs/more/checkpoints/step_200    # one table
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,18 +70,41 @@ def score(folder: Path, *, split: str, overrides: list[str]) -> Evaluation:
     )
 
 
+def table(folders: Sequence[Path], found: Sequence[Evaluation]) -> str:
+    """One row per task of any checkpoint, one column per checkpoint; a task that a checkpoint lacks has a dash."""
+    scores = [{row.task: row.score for row in one.tasks} for one in found]
+    metrics = {row.task: row.metric for one in found for row in one.tasks}
+    width = max(map(len, [*metrics, "macro"]))
+    lines = [f"[{number}] {folder}" for number, folder in enumerate(folders, start=1)]
+    lines.append(f"{'task':{width}}  {'metric':9}" + "".join(f"  {f'[{n}]':>7}" for n in range(1, len(folders) + 1)))
+    for task, metric in metrics.items():
+        cells = [f"{own[task]:7.4f}" if task in own else f"{'-':>7}" for own in scores]
+        lines.append(f"{task:{width}}  {metric:9}  {'  '.join(cells)}")
+    lines.append(f"{'macro':{width}}  {'':9}  {'  '.join(f'{one.macro:7.4f}' for one in found)}")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Score a checkpoint on one process.")
     parser.add_argument("checkpoint", type=Path, help="folder step_N of a run")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="CHECKPOINT",
+        help="print a table with this checkpoint beside the first; may be given several times",
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_intermixed_args(argv)
+    folders = [arguments.checkpoint, *arguments.compare]
     try:
-        found = score(arguments.checkpoint, split=arguments.split, overrides=arguments.overrides)
+        found = [score(folder, split=arguments.split, overrides=arguments.overrides) for folder in folders]
     except DistmoeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(found.to_json(), indent=1))
+    print(table(folders, found) if arguments.compare else json.dumps(found[0].to_json(), indent=1))
     return 0
 
 

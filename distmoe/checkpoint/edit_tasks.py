@@ -5,7 +5,9 @@
    gate that is to be learned.
 3. Each tensor of the checkpoint, weights and moments alike, moves to its new place: rows of tasks, columns of experts,
    numbers of task groups. A new task's moments are zero, its route is a mixture of seen routes (`new_task`).
-4. A run folder is written with one checkpoint, ``step_0``: progress and data position begin anew, Adam goes on.
+4. A run folder is written with one checkpoint, ``step_0``: progress and data position begin anew, Adam goes on,
+   unless the new run freezes the body (recipe `add_task_frozen`): then Adam begins anew, and the new task alone is
+   trained.
 
 What a remaining task computes does not change by a bit: no number that it reads is recomputed.
 """
@@ -93,6 +95,25 @@ class _Loaded:
         return cls(folder, manifest, model, tasks, grouping)
 
 
+@dataclass(frozen=True)
+class _Mixtures:
+    """Weights [M] of the seen tasks in what a new task is given; None: it gets a fresh row.
+
+    Attributes:
+        gates: Per routed layer, over the task group that it joins.
+        conditional: Over all tasks: conditional modules know no task groups.
+    """
+
+    gates: tuple[Tensor | None, ...]
+    conditional: Tensor | None
+
+    def of(self, name: str, index: int | None) -> Tensor | None:
+        """Of a tensor, whose gate is that of routed layer ``index``. A head is always fresh."""
+        if index is not None:
+            return self.gates[index]
+        return None if name.startswith("heads.") else self.conditional
+
+
 def add_task(
     checkpoint: Path | str,
     out: Path | str,
@@ -129,8 +150,10 @@ def add_task(
     for layer, partition in enumerate(loaded.grouping.layers):
         members = partition[loaded.grouping.task_group_of(layer, reference)]
         weights.append(mixture(policy, similarity_M, members=members, nearest=reference))
+    everywhere = mixture(policy, similarity_M, members=range(len(loaded.tasks)), nearest=reference)
     config = _with_task(loaded, edit, spec, Path(task_folder), reference)
-    return _write(loaded, out, edit, config, weights, like=loaded.tasks[reference].name, overlay=overlay)
+    mixtures = _Mixtures(tuple(weights), everywhere)
+    return _write(loaded, out, edit, config, mixtures, like=loaded.tasks[reference].name, overlay=overlay)
 
 
 def remove_task(
@@ -156,7 +179,8 @@ def remove_task(
     section["folders"] = {key: value for key, value in section.get("folders", {}).items() if key != name}
     if isinstance(table := _gate_section(config).get("table"), dict):
         _gate_section(config)["table"] = {key: row for key, row in table.items() if key != name}
-    return _write(loaded, out, edit, config, [None] * edit.grouping.num_layers, like=None, overlay=overlay)
+    mixtures = _Mixtures((None,) * edit.grouping.num_layers, None)
+    return _write(loaded, out, edit, config, mixtures, like=None, overlay=overlay)
 
 
 def _check_policy(model: ModelConfig, policy: Policy) -> None:
@@ -190,7 +214,7 @@ def _write(
     out: Path,
     edit: TaskEdit,
     config: dict[str, Any],
-    weights: list[Tensor | None],
+    mixtures: _Mixtures,
     *,
     like: str | None,
     overlay: Mapping[str, Any] | None,
@@ -208,16 +232,18 @@ def _write(
     assert isinstance(shape, EncoderShape), "decoders were refused when the checkpoint was read"
     tokenizer = find_tokenizer(loaded.folder, loaded.manifest.config)
     config = _config_of_new_run(loaded, out, edit, config, overlay or {})
-    parts, records = _moved(loaded, edit, old_parts, build(ModelConfig, config["model"]), shape, weights)
+    model = build(ModelConfig, config["model"])
+    parts, records = _moved(loaded, edit, old_parts, model, shape, mixtures)
     draft = out.with_name(f"{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     write_json(draft / SHAPE, shape.to_json())
     shutil.copytree(tokenizer, draft / TOKENIZER, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
     (draft / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    optimizer = loaded.manifest.optimizer | ({"adam_step": 0} if _begins_anew(model) else {})
     manifest = replace(
         loaded.manifest, step=0, tasks=edit.tasks.to_json(), grouping=edit.grouping.to_json(), config=config,
-        metrics={}, score=None, tensors=records, files={},
+        metrics={}, score=None, optimizer=optimizer, tensors=records, files={},
     )  # fmt: skip
     fragments = [
         Fragment(key, replicated(key.partition("/")[2], tuple(value.shape)), 0, value.contiguous().view(-1))
@@ -258,9 +284,20 @@ def _config_of_new_run(
             [[edit.tasks[task].name for task in members] for members in partition] for partition in edit.grouping.layers
         ]
     config.setdefault("data", {})["tokenizer"] = str(out.resolve() / TOKENIZER)
+    _set_trained_tasks(config, edit)
     run = config.setdefault("run", {})
     run["name"], run["output_dir"] = out.resolve().name, str(out.resolve().parent)
     return config
+
+
+def _set_trained_tasks(config: dict[str, Any], edit: TaskEdit) -> None:
+    """With a frozen body, examples of the tasks that were there could change nothing but their own heads and routes."""
+    added = [edit.tasks[new].name for new, was in enumerate(edit.task_origin) if was is None]
+    sampling = config["data"].setdefault("sampling", {})
+    if added and config.get("model", {}).get("freeze") == "body":
+        sampling["tasks"] = added
+    elif sampling.get("tasks") is not None:
+        sampling["tasks"] = [name for name in sampling["tasks"] if name in edit.tasks.names] or None
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,12 +314,13 @@ def _moved(
     parts: Mapping[str, Tensor],
     config: ModelConfig,
     shape: EncoderShape,
-    weights: list[Tensor | None],
+    mixtures: _Mixtures,
 ) -> tuple[dict[str, Tensor], dict[str, TensorRecord]]:
     """All entries of the new checkpoint, and their records."""
     seed = loaded.manifest.config.get("run", {}).get("seed", 0)
     hosting = single_process(edit.grouping).hosting
     model = build_model(config, shape=shape, tasks=edit.tasks, grouping=edit.grouping, hosting=hosting, seed=seed)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     layers = routed_layers(config.moe, shape.num_layers)
     gate = None if config.moe is None else config.moe.gate
     moved: dict[str, Tensor] = {}
@@ -291,20 +329,39 @@ def _moved(
         axes, layer = axes_of(name, gate), gate_layer(name)
         index = None if layer is None else layers.index(layer)
         old_name = _old_name(name, layers, edit)
-        record = loaded.manifest.tensors.get(old_name)
-        if record is None:
+        was = loaded.manifest.tensors.get(old_name)
+        if was is None:
             raise CheckpointError(
                 f"{loaded.folder} lacks a tensor of the model that its manifest describes",
                 got=f"no {old_name}",
                 expected="a checkpoint of this version of distmoe",
                 remedy="edit it with the version of distmoe that wrote it",
             )
-        mover = _Mover(loaded, edit, axes, index, None if index is None else weights[index])
-        for part in PARTS[record.kind]:
-            start = fresh if part in ("fp32", "frozen", "buffer") else torch.zeros_like(fresh)
-            moved[f"{part}/{name}"] = mover.move(parts[f"{part}/{old_name}"], start, part)
-        records[name] = TensorRecord(record.kind, tuple(fresh.shape), record.dtype)
+        record = _record(was, fresh, trained=name in trained)
+        mover = _Mover(loaded, edit, axes, index, mixtures.of(name, index))
+        value, *moments = PARTS[record.kind]
+        moved[f"{value}/{name}"] = mover.move(parts[f"{PARTS[was.kind][0]}/{old_name}"], fresh, value)
+        for part in moments:
+            zeros, old = torch.zeros_like(fresh), parts.get(f"{part}/{old_name}")
+            if old is None or _begins_anew(config):
+                moved[f"{part}/{name}"] = zeros
+            else:
+                moved[f"{part}/{name}"] = mover.move(old, zeros, part)
+        records[name] = record
     return moved, records
+
+
+def _begins_anew(config: ModelConfig) -> bool:
+    """Whether Adam forgets: with a frozen body, old moments would move the rows of tasks that are not trained."""
+    return config.freeze == "body"
+
+
+def _record(was: TensorRecord, fresh: Tensor, *, trained: bool) -> TensorRecord:
+    """What the new run makes of a tensor; one that it freezes or thaws changes its kind."""
+    if was.kind == "buffer":
+        return replace(was, shape=tuple(fresh.shape))
+    kind = "trainable" if trained else "frozen"
+    return replace(was, kind=kind, shape=tuple(fresh.shape), dtype="float32")
 
 
 def _old_name(name: str, layers: tuple[int, ...], edit: TaskEdit) -> str:

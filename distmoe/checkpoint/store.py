@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -206,6 +207,17 @@ def read_fragments(folder: Path, fragments: list[Fragment], *, no_dist: bool) ->
 
 
 def _compare_tensors(folder: Path, manifest: Manifest, fragments: Sequence[Fragment]) -> None:
+    for fragment in fragments:
+        part, name = fragment.key.split("/", 1)
+        record = manifest.tensors.get(name)
+        if record is not None and (part == "frozen") != (record.kind == "frozen"):
+            raise CheckpointError(
+                f"{folder} was written with other frozen parts: {name!r}",
+                got=f"{record.kind} in the checkpoint",
+                expected="frozen" if part == "frozen" else "trainable",
+                remedy="set model.freeze as in the checkpoint (its config.yaml); tools/edit_tasks.py writes a run with "
+                "another model.freeze",
+            )
     wanted = {fragment.view.name: fragment.view.global_shape for fragment in fragments}
     stored = {name: record.shape for name, record in manifest.tensors.items()}
     for name, shape in wanted.items():
@@ -234,9 +246,12 @@ def _dcp(what: str) -> Iterator[None]:
             rank, (cause, _) = next(iter(failure.failures.items()))
             if isinstance(cause, DistmoeError):
                 raise cause from None
+            text = str(cause).partition("\n")[0][:300]
+            if isinstance(cause, pickle.UnpicklingError):  # torch's own words advise to run the pickle
+                text = "something else than a tensor, which was not unpickled"
             raise CheckpointError(
                 what,
-                got=f"rank {rank}: {type(cause).__name__}: {str(cause).splitlines()[0][:300] if str(cause) else ''}",
+                got=f"rank {rank}: {type(cause).__name__}: {text}",
                 expected="readable files with tensors and nothing else, and room to write",
                 remedy="resume from another checkpoint of the run (--resume PATH), or make room",
             ) from failure

@@ -1,7 +1,7 @@
 """Which axes of a model's tensors count tasks and experts, as data.
 
-Only heads and gates have a row per task, and they name their axes by the letters at the end of their names: M tasks, E
-experts, C outputs. Three names need a word more.
+Heads, gates and the tables of conditional modules have a row per task. They name their axes by the letters at the end
+of their names: M tasks, E experts, C outputs. A few names need a word more.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from distmoe.moe.config import GateConfig
 _GATE = re.compile(r"encoder\.layers\.(\d+)\.feed_forward\.gate\.(.+)")
 _POOL = re.compile(r"encoder\.layers\.(\d+)\.feed_forward\.pools\.g(\d+)\.(.+)")
 _HEADS = {"heads.weight": "MCD", "heads.bias": "MC"}
+_CONDITIONAL = {"z_Tk": "Mk", "table_Tm": "Mm"}
 
 
 def gate_layer(name: str) -> int | None:
@@ -38,7 +39,7 @@ def axes_of(name: str, gate: GateConfig | None) -> str:
         return _HEADS[name]
     match = _GATE.fullmatch(name)
     if match is None or gate is None:
-        return ""
+        return _CONDITIONAL.get(name.rpartition(".")[2], "")
     inner = match[2]
     if inner == "router.weight":  # a linear router gives logits, an MLP router hidden units
         return "EJ" if gate.router == "linear" else "HJ"

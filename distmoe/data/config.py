@@ -111,6 +111,11 @@ class SamplingConfig(Section):
     temperature: float = Field(
         5.0, ge=1, description="Only temperature: p_t ~ n_t^(1/temperature); 1 is size-proportional, large is uniform."
     )
+    tasks: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Tasks whose examples are trained; null: all. The others are evaluated, and nothing else.",
+    )
     candidates: int | None = Field(
         None,
         gt=0,

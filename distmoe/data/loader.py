@@ -9,7 +9,7 @@ from distmoe.data.batch import TaskBatch
 from distmoe.data.config import DataConfig
 from distmoe.data.dealing import Dealer
 from distmoe.data.encoded import EncodedTasks
-from distmoe.data.sampling import DrawClass, MixtureSampler
+from distmoe.data.sampling import DrawClass, MixtureSampler, mixture_weights
 from distmoe.parallel.placement import Placement
 from distmoe.tasks import TaskSet
 
@@ -67,6 +67,7 @@ class TrainLoader:
                 DrawClass(host.tasks, count)
                 for host, count in zip(placement.host_classes, self._dealer.examples_per_class, strict=True)
             ],
+            weights=mixture_weights(encoded.train_sizes, config.sampling, names=tasks.names),
             config=config.sampling,
             seed=seed,
         )

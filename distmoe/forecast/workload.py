@@ -140,7 +140,7 @@ def make_workload(
     num_experts, top_k = (0, 0) if moe is None else (moe.num_experts, moe.top_k)
     lookup = sum(parameter.numel() for parameter in model.encoder.embeddings.parameters())
     count = len(sources.tasks)
-    weights = [1.0 / count] * count if sizes is None else mixture_weights(sizes, config.data.sampling)
+    weights = mixture_weights(sizes or [1] * count, config.data.sampling, names=sources.tasks.names)
     return Workload(
         tasks=sources.tasks,
         shape=shape,

@@ -118,7 +118,7 @@ def build_model(
         shape=shape,
     )
     initialise(model, seed=seed, std=config.init_std, alike=alike)
-    freeze_parts(model.encoder, config.freeze)
+    freeze_parts(model, config.freeze)
     return model
 
 

@@ -68,7 +68,7 @@ def build_decoder(
     heads = TokenHeads(shape.hidden_size, shape.vocab_size, len(tasks), kind=config.decoder.head)
     model = MultiTaskDecoder(decoder, heads, shape=shape)
     _initialise(model, seed=seed, std=config.init_std, alike=alike)
-    freeze_parts(decoder, config.freeze)
+    freeze_parts(model, config.freeze)
     return model
 
 

@@ -40,10 +40,11 @@ class ModelConfig(Section):
     activation_checkpointing: bool = Field(
         False, description="Recompute attention and experts in backward; never repeats an all-to-all."
     )
-    freeze: Literal["none", "embeddings", "lower_half"] | list[int] = Field(
+    freeze: Literal["none", "embeddings", "lower_half", "body"] | list[int] = Field(
         "none",
-        description="Pretrained parts that are not trained: the embeddings, and with them the lower half of the "
-        "layers or the listed layers (0-based). Gates and conditional modules in them are trained.",
+        description="Trained parts that stay as they are: the embeddings, and with them the lower half of the "
+        "layers or the listed layers (0-based); gates and conditional modules in them are trained. body: everything "
+        "but heads and each task's own rows of gates and conditional tables.",
     )
     conditional: ConditionalConfig | None = Field(
         None, description="Task-conditioned modules (CA-MTL); null: none of them."

@@ -12,12 +12,14 @@ from typing import Literal
 from torch import nn
 
 from distmoe.errors import ConfigError
-from distmoe.models.decoder import Decoder
-from distmoe.models.encoder import Encoder
+from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.moe.layer import RoutedFeedForward
+from distmoe.nn.conditional.generator import TableGenerator
 from distmoe.nn.conditional.module import conditional_parameters
+from distmoe.nn.conditional.task_embedding import TaskTable
 
-Freeze = Literal["none", "embeddings", "lower_half"] | list[int]
+Freeze = Literal["none", "embeddings", "lower_half", "body"] | list[int]
 
 
 def frozen_layers(choice: Freeze, num_layers: int) -> tuple[int, ...] | None:
@@ -33,13 +35,13 @@ def frozen_layers(choice: Freeze, num_layers: int) -> tuple[int, ...] | None:
     if choice == "none":
         return None
     if isinstance(choice, str):
-        return tuple(range(num_layers // 2)) if choice == "lower_half" else ()
+        return tuple(range({"lower_half": num_layers // 2, "body": num_layers}.get(choice, 0)))
     if len(set(choice)) != len(choice) or not set(choice) <= set(range(num_layers)):
         raise ConfigError(
             "model.freeze names layers that the model does not have, or one twice",
             got=list(choice),
             expected=f"different numbers from 0 to {num_layers - 1}",
-            remedy="correct model.freeze; lower_half freezes the lower half, embeddings no layer at all",
+            remedy="correct model.freeze; lower_half freezes the lower half, embeddings no layer, body all of them",
         )
     return tuple(sorted(choice))
 
@@ -50,19 +52,42 @@ def first_trainable_layer(choice: Freeze, num_layers: int) -> int:
     return next((layer for layer in range(num_layers) if layer not in frozen), num_layers)
 
 
-def freeze_parts(stack: Encoder | Decoder, choice: Freeze) -> None:
+def freeze_parts(model: MultiTaskEncoder | MultiTaskDecoder, choice: Freeze) -> None:
     """Takes the gradient of the chosen parts away.
 
     What conditioning added stays trainable, also inside frozen layers. So do gates: a router that cannot move cannot
     balance the load that the trained layers below or above send to it.
+
+    ``body`` leaves what single tasks own, and nothing else: heads, and each task's own row of a gate or a conditional
+    table. A task that is not trained then computes what it computed before, bit for bit.
     """
+    stack = model.encoder if isinstance(model, MultiTaskEncoder) else model.decoder
     layers = frozen_layers(choice, len(stack.layers))
     if layers is None:
+        return
+    if choice == "body":
+        model.requires_grad_(False)
+        for parameter in _rows_of_tasks(model):
+            parameter.requires_grad_(True)
         return
     for module in (stack.embeddings, *(stack.layers[index] for index in layers)):
         kept = {id(parameter) for parameter in _kept(module)}
         for parameter in module.parameters():
             parameter.requires_grad_(id(parameter) in kept)
+
+
+def _rows_of_tasks(model: MultiTaskEncoder | MultiTaskDecoder) -> Iterator[nn.Parameter]:
+    if isinstance(model, MultiTaskEncoder):
+        yield from model.heads.parameters()
+    elif model.heads.weight_MVD is not None:  # one head of all tasks belongs to the body
+        yield model.heads.weight_MVD
+    for part in model.modules():
+        if isinstance(part, RoutedFeedForward):
+            yield from part.gate.task_parameters()
+        elif isinstance(part, TaskTable):
+            yield part.z_Tk
+        elif isinstance(part, TableGenerator):
+            yield part.table_Tm
 
 
 def _kept(module: nn.Module) -> Iterator[nn.Parameter]:

@@ -105,7 +105,7 @@ def place(
 
     Args:
         grouping: Who shares what with whom.
-        weights: Mixture weight of each task, positive, in any scale. Blocks follow it.
+        weights: Mixture weight of each task, in any scale. Blocks follow it, so that partitioned it is positive.
         num_ranks: Ranks of the whole run.
         ep_size: Ranks of a block. Larger: fewer experts in each rank's memory, more exchange; keep it inside a node.
         mode: ``colocated`` or ``partitioned``.
@@ -149,12 +149,13 @@ def _check(grouping: TaskGrouping, weights: Sequence[float], *, num_ranks: int, 
             expected=f"{grouping.num_tasks}, one per task",
             remedy="give one weight per task of the run",
         )
-    if not all(weight > 0 and math.isfinite(weight) for weight in weights):
+    lowest = 0.0 if mode == "colocated" else math.ulp(0.0)  # ranks are dealt by weight: none for a task without any
+    if not all(weight >= lowest and math.isfinite(weight) for weight in weights):
         raise ParallelError(
-            "a mixture weight is not a positive number",
+            "a mixture weight does not fit the placement",
             got=list(weights),
-            expected="finite numbers above 0",
-            remedy="remove tasks that are never sampled from tasks.names, or change data.sampling",
+            expected="finite numbers, not below 0" if mode == "colocated" else "finite numbers above 0",
+            remedy="use parallel.placement=colocated for tasks that are evaluated only, or change data.sampling",
         )
 
 

@@ -103,6 +103,13 @@ def _check_shape(config: RunConfig) -> None:
 def _check_sampling(config: RunConfig) -> None:
     sampling, moe = config.data.sampling, config.model.moe
     if sampling.strategy == "uncertainty":
+        if sampling.tasks is not None:
+            raise ConfigError(
+                "uncertainty sampling chooses from the candidates of every task",
+                got=f"data.sampling.strategy=uncertainty, data.sampling.tasks={sampling.tasks}",
+                expected="data.sampling.tasks=null",
+                remedy="set data.sampling.tasks=null, or choose another strategy",
+            )
         if moe is not None and moe.capacity_factor is not None:
             raise ConfigError(
                 "with a capacity, the score of a candidate would depend on the others of its pool",
@@ -124,8 +131,18 @@ def _check_sampling(config: RunConfig) -> None:
 
 
 def _check_freeze(config: RunConfig) -> None:
-    model = config.model
-    if model.freeze != "none" and model.pretrained is None:
+    model, sampling = config.model, config.data.sampling
+    if model.freeze == "body":
+        # That there is a trained body is seen when the run is opened: a checkpoint may be it.
+        if sampling.tasks is not None and config.optimizer.weight_decay > 0:
+            raise ConfigError(
+                "weight decay would change the heads of tasks that are not trained",
+                got=f"model.freeze=body, data.sampling.tasks={sampling.tasks}, "
+                f"optimizer.weight_decay={config.optimizer.weight_decay}",
+                expected="optimizer.weight_decay=0",
+                remedy="set optimizer.weight_decay=0",
+            )
+    elif model.freeze != "none" and model.pretrained is None:
         raise ConfigError(
             "layers that are never trained would stay random",
             got=f"model.freeze={model.freeze}, model.pretrained=null",

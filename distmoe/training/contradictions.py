@@ -110,6 +110,26 @@ def check_structure(config: RunConfig, tasks: TaskSet, grouping: TaskGrouping) -
             )
 
 
+def check_start(config: RunConfig, *, resumes: bool) -> None:
+    """Refuses a run whose frozen body nobody has trained.
+
+    Args:
+        config: The run.
+        resumes: Whether it goes on from a checkpoint.
+
+    Raises:
+        ConfigError: If it begins with a random encoder that would never be trained.
+    """
+    if config.model.freeze == "body" and config.model.pretrained is None and not resumes:
+        raise ConfigError(
+            "a body that is never trained would stay random",
+            got="model.freeze=body, model.pretrained=null, no checkpoint to go on from",
+            expected="a trained body",
+            remedy="make the run with tools/edit_tasks.py CHECKPOINT OUT --add FOLDER --recipe add_task_frozen, "
+            "go on from a checkpoint (--resume PATH), or add model.pretrained=HF_DIR",
+        )
+
+
 def check_learning(config: RunConfig, tasks: TaskSet, grouping: TaskGrouping, *, zero_stage: int) -> None:
     """Refuses structural learning that could not do anything, or that the model cannot follow.
 

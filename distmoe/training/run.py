@@ -10,13 +10,14 @@ import torch
 from distmoe.checkpoint import folders
 from distmoe.engine.distributed import init_distributed
 from distmoe.log import get_logger
-from distmoe.parallel.env import device, read_env, share_cores
+from distmoe.parallel.env import RankEnv, device, read_env, share_cores
 from distmoe.training.agreement import Agreement
 from distmoe.training.config import RunConfig
-from distmoe.training.contradictions import check_environment
+from distmoe.training.contradictions import check_environment, check_start
 from distmoe.training.monitor import require_trackers
 from distmoe.training.report import draw_report
-from distmoe.training.run_folder import RESULT_FILE, RunFolder, open_run, write_json
+from distmoe.training.run_folder import RESULT_FILE, RunFolder, open_run, run_path, write_json
+from distmoe.training.run_lock import RunLock
 from distmoe.training.setup import build_run
 from distmoe.training.stop_signal import StopSignal
 from distmoe.training.structural.phases import train_in_phases
@@ -57,7 +58,18 @@ def train(config: RunConfig, *, resume: str, stop: StopSignal) -> Outcome:
         torch.cuda.set_device(on)
     init_distributed(timeout_minutes=config.parallel.timeout_minutes)
     agreement = Agreement()
+    lock = RunLock(run_path(config))
+    agreement.from_rank_0(lock.acquire)
+    try:
+        return _train(config, resume=resume, stop=stop, env=env, agreement=agreement)
+    finally:
+        lock.release()
+
+
+def _train(config: RunConfig, *, resume: str, stop: StopSignal, env: RankEnv, agreement: Agreement) -> Outcome:
+    """The run itself, while no other process writes its folder."""
     folder = agreement.from_rank_0(lambda: open_run(config, resume=resume, latest=folders.latest))
+    check_start(config, resumes=folder.resume_from is not None)
     if folder.finished:
         _log.info("%s has ended already; --resume never starts it over", folder.path)
         return Outcome(folder.path, "Finished", config.schedule.num_steps)

@@ -114,7 +114,7 @@ def encode(sources: Sources, config: RunConfig, *, env: RankEnv, agreement: Agre
         is_builder=env.local_rank == 0,
         barrier=agreement.barrier,
     )
-    weights = tuple(mixture_weights(encoded.train_sizes, config.data.sampling))
+    weights = tuple(mixture_weights(encoded.train_sizes, config.data.sampling, names=sources.tasks.names))
     return RunData(config, sources.tasks, sources.tokenizer, encoded, weights, task_sizes(sources.tasks, reports))
 
 

@@ -64,7 +64,7 @@ def placement_of(config: RunConfig, num_ranks: int) -> Placement | None:
 
 def test_what_ships_is_what_the_docs_name():
     assert available() == [
-        "add_task", "ca_mtl", "ca_mtl_demo", "ca_mtl_moe", "ca_mtl_moe_demo",
+        "add_task", "add_task_frozen", "ca_mtl", "ca_mtl_demo", "ca_mtl_moe", "ca_mtl_moe_demo",
         "demo", "dense", "gen_tasks", "glue", "lm", "lm_corpora", "lm_dense", "nlu", "nlu_dense", "partitioned",
         "superglue", "task_moe_learned", "token_moe",
     ]  # fmt: skip

@@ -8,20 +8,35 @@ import numpy as np
 import numpy.typing as npt
 
 from distmoe.data.config import SamplingConfig
+from distmoe.errors import ConfigError
 
 
-def mixture_weights(sizes: Sequence[int], config: SamplingConfig) -> list[float]:
+def mixture_weights(sizes: Sequence[int], config: SamplingConfig, *, names: Sequence[str]) -> list[float]:
     """Returns each task's share of the training examples, summing to 1.
 
     ``size_proportional``: n_t; ``temperature``: n_t ** (1 / temperature); ``uniform`` and ``round_robin``: equal.
-    ``uncertainty``: equal too, in candidates; which of them are trained the model decides.
+    ``uncertainty``: equal too, in candidates; which of them are trained the model decides. A task that is not among
+    ``tasks`` has no share.
 
     Args:
         sizes: Training examples of each task, all positive.
-        config: Strategy and temperature.
+        config: Strategy, temperature and which tasks are trained.
+        names: Of the tasks.
+
+    Raises:
+        ConfigError: If a task is to be trained that does not exist.
     """
     exponent = {"size_proportional": 1.0, "temperature": 1.0 / config.temperature}
     raw = np.asarray(sizes, dtype=np.float64) ** exponent.get(config.strategy, 0.0)
+    if config.tasks is not None:
+        if unknown := set(config.tasks) - set(names):
+            raise ConfigError(
+                "data.sampling.tasks names tasks that the run does not have",
+                got=" | ".join(sorted(unknown)),
+                expected=" | ".join(names),
+                remedy="correct data.sampling.tasks, or set it to null to train all tasks",
+            )
+        raw *= [name in config.tasks for name in names]
     return [float(share) for share in raw / raw.sum()]
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distmoe.data.config import SamplingConfig
-from distmoe.data.sampling.mixture import deal_in_turn, draw_tasks, mixture_weights
+from distmoe.data.sampling.mixture import deal_in_turn, draw_tasks
 from distmoe.data.sampling.order import ExampleOrder
 from distmoe.errors import CheckpointError
 from distmoe.log import get_logger
@@ -45,6 +45,7 @@ class MixtureSampler:
         sizes: Training examples of each task.
         lengths: Per task, tokens of each example.
         classes: Disjoint task sets that together hold all tasks.
+        weights: Each task's share of the mixture.
         config: Strategy and window.
         seed: The run's seed.
     """
@@ -55,6 +56,7 @@ class MixtureSampler:
         lengths: Sequence[npt.NDArray[np.int32]],
         *,
         classes: Sequence[DrawClass],
+        weights: Sequence[float],
         config: SamplingConfig,
         seed: int,
     ) -> None:
@@ -65,7 +67,7 @@ class MixtureSampler:
             config,
             seed,
         )
-        self.weights = mixture_weights(sizes, config)
+        self.weights = list(weights)
         self._orders = [ExampleOrder(size, seed=seed, task_id=task) for task, size in enumerate(sizes)]
         self._window, self._step_in_window = 0, 0
         self._drawn = [0] * len(sizes)
@@ -161,7 +163,8 @@ class MixtureSampler:
             return np.zeros(0, dtype=np.int64)
         tasks = np.asarray(draw.tasks, dtype=np.int64)
         if self._config.strategy == "round_robin":
-            return tasks[deal_in_turn(len(tasks), count, turn)]
+            trained = tasks[np.flatnonzero(shares)]
+            return trained[deal_in_turn(len(trained), count, turn)]
         rng = numpy_generator(self._seed, "tasks", self._window, draw.tasks)
         return tasks[draw_tasks(shares, count, rng)]
 

@@ -7,6 +7,8 @@ A module that declares its tensors needs no ``reset`` of its own::
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -19,16 +21,29 @@ class DeclaredModule(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._initial: dict[str, tuple[float, float]] = {}
+        self._per_task: list[str] = []
 
-    def declare(self, name: str, *shape: int, std: float = 0.0, mean: float = 0.0) -> nn.Parameter:
+    def declare(
+        self, name: str, *shape: int, std: float = 0.0, mean: float = 0.0, per_task: bool = False
+    ) -> nn.Parameter:
         """Registers a parameter that :meth:`reset` fills with ``mean + N(0, std^2)``.
 
         It holds ``mean`` until then, so that a forgotten reset is a visible tie and never left-over memory.
+        ``per_task``: every task has a row or column of its own, from which no other task's route is computed.
         """
         parameter = nn.Parameter(torch.full(shape, mean))
         self.register_parameter(name, parameter)
         self._initial[name] = (mean, std)
+        if per_task:
+            self._per_task.append(name)
         return parameter
+
+    def task_parameters(self) -> Iterator[nn.Parameter]:
+        """Those declared ``per_task``, of children too: all that can move without moving another task's route."""
+        yield from (self.get_parameter(name) for name in self._per_task)
+        for child in self.children():
+            if isinstance(child, DeclaredModule):
+                yield from child.task_parameters()
 
     @torch.no_grad()
     def reset(self, seed: int, name: str) -> None:

@@ -22,7 +22,7 @@ class PerTaskGate(Gate):
     def __init__(self, setting: GateSetting) -> None:
         super().__init__(setting)
         shape = (self.num_tasks, self.num_experts, self.hidden_size)
-        self.weight_MED = self.declare("weight_MED", *shape, std=setting.router_std)
+        self.weight_MED = self.declare("weight_MED", *shape, std=setting.router_std, per_task=True)
 
     def logits(self, x_TD: Tensor, context: TokenContext) -> Tensor:
         flat_TX = F.linear(x_TD, self.weight_MED.to(router_dtype(x_TD)).flatten(0, 1))

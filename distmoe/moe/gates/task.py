@@ -22,7 +22,9 @@ class TaskGate(Gate):
 
     def __init__(self, setting: GateSetting) -> None:
         super().__init__(setting)
-        self.logits_ME = self.declare("logits_ME", self.num_tasks, self.num_experts, std=setting.router_std)
+        self.logits_ME = self.declare(
+            "logits_ME", self.num_tasks, self.num_experts, std=setting.router_std, per_task=True
+        )
 
     def logits(self, x_TD: Tensor, context: TokenContext) -> Tensor:
         return take_rows(self.logits_ME.to(router_dtype(x_TD)), context.task_ids_T)

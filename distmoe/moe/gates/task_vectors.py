@@ -38,7 +38,7 @@ class TaskVectors(DeclaredModule):
         self.register_buffer("features_MV", features_MV)
         width = num_tasks if features_MV is None else features_MV.shape[1]
         # One-hot input and unit-length features both have norm 1, so unit variance keeps the hidden layer near 1.
-        self.w_in_HV = self.declare("w_in_HV", hidden_size, width, std=1.0)
+        self.w_in_HV = self.declare("w_in_HV", hidden_size, width, std=1.0, per_task=features_MV is None)
         self.b_in_H = self.declare("b_in_H", hidden_size)
         self.w_out_UH = self.declare("w_out_UH", vector_size, hidden_size, std=hidden_size**-0.5)
         self.b_out_U = self.declare("b_out_U", vector_size)

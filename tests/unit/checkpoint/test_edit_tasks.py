@@ -23,13 +23,18 @@ from distmoe.tasks import TaskGrouping, TaskSet, TaskSpec
 from tests.unit.checkpoint.runs import trained, write_run
 from tests.unit.checkpoint.tools import main_of
 from tests.unit.models.samples import GATES, TASKS, make_batch, model_config, moe_config
+from tests.unit.models.test_conditional import conditional
 
 NEW = TaskSpec(name="tone", kind="classification", metric="accuracy", labels=tuple("abcd"), description="A mood, too?")
 GATE = "encoder.layers.1.feed_forward.gate"
 
 
-def _checkpoint(folder: Path, gate: str = "task", partition: Any = None, **changes: Any) -> Path:
-    config = model_config(moe_config(gate, **changes))
+def _checkpoint(
+    folder: Path, gate: str = "task", partition: Any = None, *, conditioned: str | None = None, **changes: Any
+) -> Path:
+    config = model_config(
+        moe_config(gate, **changes), conditional=None if conditioned is None else conditional(generator=conditioned)
+    )
     partition = partition or [[0, 1], [2]]
     return write_run(folder, config, trained(config, partition=partition), partition=partition)
 
@@ -52,9 +57,11 @@ def _add(checkpoint: Path, out: Path, policy: Any = "nearest", **options: Any) -
     return add_task(checkpoint, out, NEW, task_folder=out.parent / "tone", policy=policy, **options)
 
 
-@pytest.mark.parametrize("gate", GATES)
-def test_what_the_other_tasks_compute_does_not_change_by_a_bit(tmp_path: Path, gate: str) -> None:
-    old = _checkpoint(tmp_path / "run", gate)
+@pytest.mark.parametrize(("gate", "conditioned"), [*((gate, None) for gate in GATES), ("task", "table")])
+def test_what_the_other_tasks_compute_does_not_change_by_a_bit(
+    tmp_path: Path, gate: str, conditioned: str | None
+) -> None:
+    old = _checkpoint(tmp_path / "run", gate, conditioned=conditioned)
     added = _add(old, tmp_path / "added", "average").checkpoint
     before, after = _logits(old, (0, 1, 2)), _logits(added, (0, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -64,6 +71,14 @@ def test_what_the_other_tasks_compute_does_not_change_by_a_bit(tmp_path: Path, g
         if name != "heads.weight":  # columns beyond a task's outputs are free
             assert torch.equal(read_weights(again)[name], value), name
     assert all(torch.equal(a, b) for a, b in zip(before, _logits(again, (0, 1, 2)), strict=True))
+
+
+def test_generators_of_one_more_task_embedding_round_otherwise(tmp_path: Path) -> None:
+    """No number that an old task reads has changed, but a matrix product of four rows rounds unlike one of three."""
+    old = _checkpoint(tmp_path / "run", conditioned="linear")
+    added = _add(old, tmp_path / "added").checkpoint
+    for before, after in zip(_logits(old, (0, 1, 2)), _logits(added, (0, 1, 2)), strict=True):
+        torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
 
 
 def test_rows_move_and_experts_leave_with_their_last_task(tmp_path: Path) -> None:
@@ -106,6 +121,17 @@ def test_a_policy_makes_the_new_row_of_the_gate(tmp_path: Path, policy: str) -> 
             assert row.abs().max() < 0.1  # the fresh row of standard deviation 0.02
 
 
+def test_a_task_embedding_is_mixed_over_all_tasks(tmp_path: Path) -> None:
+    """Conditional modules know no task groups: `average` is over all three tasks."""
+    old = _checkpoint(tmp_path / "run", conditioned="linear")
+    name = next(name for name in read_weights(old) if name.endswith("z_Tk"))
+    rows = read_weights(old)[name]
+    for policy, expected in {"average": rows.mean(0), "nearest": rows[0]}.items():
+        new = read_weights(_add(old, tmp_path / policy, policy).checkpoint)[name]
+        assert torch.equal(new[:3], rows)
+        torch.testing.assert_close(new[3], expected, atol=1e-6, rtol=0)
+
+
 def test_moments_stay_with_their_rows_and_are_zero_for_the_new_one(tmp_path: Path) -> None:
     old = _checkpoint(tmp_path / "run")
     done = _add(old, tmp_path / "new")
@@ -117,6 +143,39 @@ def test_moments_stay_with_their_rows_and_are_zero_for_the_new_one(tmp_path: Pat
         name = "encoder.layers.1.feed_forward.pools.g1.w_out"
         assert torch.equal(after[name], before[name])
     assert read_manifest(done.checkpoint).optimizer["adam_step"] == 7
+
+
+FROZEN = {"model": {"freeze": "body"}, "optimizer": {"weight_decay": 0.0}}
+
+
+def test_with_a_frozen_body_adam_begins_anew_and_the_new_task_alone_is_trained(tmp_path: Path) -> None:
+    old = _checkpoint(tmp_path / "run")
+    done = _add(old, tmp_path / "new", overlay=FROZEN)
+    manifest = read_manifest(done.checkpoint)
+    trainable = {name for name, record in manifest.tensors.items() if record.kind == "trainable"}
+    assert trainable == {"heads.weight", "heads.bias", f"{GATE}.logits_ME"}
+    assert {record.kind for name, record in manifest.tensors.items() if name not in trainable} <= {"frozen", "buffer"}
+    moments = read_moments(done.checkpoint, "exp_avg") | read_moments(done.checkpoint, "exp_avg_sq")
+    assert moments.keys() == trainable
+    assert not any(value.any() for value in moments.values())
+    assert manifest.optimizer["adam_step"] == 0
+    assert manifest.config["data"]["sampling"]["tasks"] == ["tone"]
+    before, after = read_weights(old), read_weights(done.checkpoint)
+    for name in before.keys() - trainable:
+        assert torch.equal(before[name], after[name]), name
+    for was, now in zip(_logits(old, (0, 1, 2)), _logits(done.checkpoint, (0, 1, 2)), strict=True):
+        assert torch.equal(was, now)
+
+
+def test_a_frozen_run_thaws_with_fresh_moments_when_its_task_is_removed_again(tmp_path: Path) -> None:
+    frozen = _add(_checkpoint(tmp_path / "run"), tmp_path / "new", overlay=FROZEN).checkpoint
+    thawed = remove_task(frozen, tmp_path / "less", "tone", overlay={"model": {"freeze": "none"}}).checkpoint
+    manifest = read_manifest(thawed)
+    assert {record.kind for record in manifest.tensors.values()} <= {"trainable", "buffer"}
+    assert manifest.config["data"]["sampling"]["tasks"] is None
+    pool = "encoder.layers.1.feed_forward.pools.g0.w_in"
+    assert not read_moments(thawed, "exp_avg")[pool].any()
+    assert torch.equal(read_weights(thawed)[pool], read_weights(frozen)[pool])
 
 
 def test_a_fixed_table_gets_the_row_of_the_most_similar_task(tmp_path: Path) -> None:

@@ -153,6 +153,13 @@ def test_a_model_of_another_shape_is_refused_before_anything_is_filled(tmp_path:
     assert wider["frozen"].tolist() == [-1, -1, -1]
 
 
+def test_other_frozen_parts_than_the_checkpoints_are_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path)
+    wanted = [Fragment("frozen/w", replicated("w", (6, 4)), 0, torch.zeros(24))]
+    with pytest.raises(CheckpointError, match=r"other frozen parts: 'w'\n  got:      trainable(.|\n)*expected: frozen"):
+        store.load(folder, manifest=check(folder), fragments=wanted)
+
+
 def test_an_index_that_points_outside_is_refused(tmp_path: Path) -> None:
     folder = save(tmp_path)
     path = folder / "shards" / INDEX_NAME
@@ -178,7 +185,7 @@ def test_a_pickle_in_place_of_a_tensor_does_not_run(tmp_path: Path) -> None:
     index.write_text(json.dumps(entries))
     with pytest.raises(
         CheckpointError,
-        match=r"shards of .* cannot be read\n  got:      rank 0: UnpicklingError: Weights only load failed",
+        match=r"shards of .* cannot be read\n  got:      rank 0: UnpicklingError: something else than a tensor",
     ):
         read_weights(folder)
     assert not (tmp_path / "ran").exists()

@@ -8,7 +8,7 @@ import torch
 from distmoe.errors import ConfigError
 from distmoe.models.freezing import first_trainable_layer, frozen_layers
 from distmoe.nn.conditional.module import conditional_parameters
-from tests.unit.models.samples import loss_of, make_batch, make_model, model_config, moe_config
+from tests.unit.models.samples import GATES, loss_of, make_batch, make_model, model_config, moe_config
 from tests.unit.models.test_conditional import conditional, stirred
 
 
@@ -20,6 +20,7 @@ from tests.unit.models.test_conditional import conditional, stirred
         ("lower_half", 4, (0, 1), 2),
         ("lower_half", 5, (0, 1), 2),
         ([1, 0], 3, (0, 1), 2),
+        ("body", 3, (0, 1, 2), 3),
         ([2], 3, (2,), 0),
         ([], 3, (), 0),
         ([0, 1], 2, (0, 1), 2),
@@ -49,6 +50,55 @@ def test_exactly_the_backbone_of_the_chosen_layers_is_frozen() -> None:
     assert gates
     assert frozen == backbone - gates
     assert any(".pools." in name for name in frozen)
+
+
+@pytest.mark.parametrize(
+    ("gate", "rows"),
+    [
+        ("task", {"logits_ME"}),
+        ("per_task", {"weight_MED"}),
+        ("task_embedding", {"task_vectors.w_in_HV"}),
+        ("hybrid", {"task_vectors.w_in_HV"}),
+        ("sequence", {"task_vectors.w_in_HV"}),
+        ("task_description", set()),  # the new task's features are its own, and nothing in the gate is
+        ("token", set()),
+        ("fixed", set()),
+    ],
+)
+def test_a_frozen_body_leaves_heads_and_the_rows_of_single_tasks(gate: str, rows: set[str]) -> None:
+    model = make_model(model_config(moe_config(gate), freeze="body"))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    prefix = "encoder.layers.1.feed_forward.gate."
+    assert trained == {"heads.weight", "heads.bias"} | {prefix + name for name in rows}
+
+
+@pytest.mark.parametrize(("generator", "leaf"), [("linear", "z_Tk"), ("table", "table_Tm")])
+def test_a_frozen_body_leaves_the_rows_of_conditional_tables(generator: str, leaf: str) -> None:
+    model = make_model(model_config(freeze="body", conditional=conditional(generator=generator)))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name.rpartition(".")[2] for name in trained - {"heads.weight", "heads.bias"}} == {leaf}
+
+
+FROZEN_BODIES = {gate: {"moe": moe_config(gate)} for gate in GATES} | {
+    f"conditional, {generator}": {"conditional": conditional(generator=generator)} for generator in ("linear", "table")
+}
+
+
+@pytest.mark.parametrize("changes", FROZEN_BODIES.values(), ids=FROZEN_BODIES)
+def test_training_one_task_on_a_frozen_body_leaves_the_others_logits_equal_bit_for_bit(changes: dict) -> None:
+    model = stirred(make_model(model_config(freeze="body", **changes)))
+    others = make_batch((7, 3, 5), (0, 1, 0))
+    before = model(others).logits_BC.detach()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0)
+    model.train()
+    for step in range(20):
+        optimizer.zero_grad()
+        loss_of(model, make_batch(seed=step, task_ids=(2, 2, 2, 2))).backward()
+        optimizer.step()
+    model.eval()
+    assert torch.equal(model(others).logits_BC, before)
+    assert model.heads.weight.grad is not None
+    assert model.heads.weight.grad[2].any()
 
 
 def test_frozen_parameters_have_no_gradient_and_do_not_move_while_all_others_do() -> None:

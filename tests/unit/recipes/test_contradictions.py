@@ -59,6 +59,16 @@ from distmoe.recipes import resolve
             ["model.moe.top_k=3"],
             r"cannot be shared by top_k[\s\S]*intermediate_size=512, model\.moe\.top_k=3",
         ),
+        (
+            "add_task_frozen",
+            ["data.sampling.tasks=[new]", "optimizer.weight_decay=0.1"],
+            r"heads of tasks that are not trained[\s\S]*weight_decay=0\.1[\s\S]*remedy: +set optimizer\.weight_decay=0",
+        ),
+        (
+            "ca_mtl_demo",
+            ["data.sampling.tasks=[planted0_a]"],
+            r"candidates of every task[\s\S]*got: .*planted0_a[\s\S]*data\.sampling\.tasks=null",
+        ),
         ("demo", ["model.freeze=lower_half"], r"would stay random[\s\S]*model\.freeze=lower_half[\s\S]*HF_DIR"),
         (
             "demo",
@@ -89,6 +99,8 @@ def test_a_contradiction_is_refused(recipe, overrides, message):
         ("glue", ["tasks.names=[rte]"]),
         ("demo", ["model.moe=null", "structure.grouping=one"]),
         ("demo", ["data.max_length=64"]),
+        ("add_task_frozen", ["data.sampling.tasks=[new]"]),
+        ("add_task_frozen", ["optimizer.weight_decay=0.1"]),  # all tasks are trained
         ("token_moe", ["model.moe.capacity_factor=1.25"]),
         ("token_moe", ["model.moe.top_k=3", "model.moe.expert_size=128"]),
         ("demo", ["model.moe.gate.kind=fixed", "model.moe.gate.table=random"]),

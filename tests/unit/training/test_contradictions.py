@@ -6,7 +6,7 @@ from distmoe.config import apply_overrides, build
 from distmoe.errors import ConfigError, DistmoeError, ParallelError
 from distmoe.tasks import TaskGrouping
 from distmoe.training.config import RunConfig
-from distmoe.training.contradictions import check_environment, check_learning, check_structure
+from distmoe.training.contradictions import check_environment, check_learning, check_start, check_structure
 from tests.unit.training.samples import TASKS
 
 
@@ -40,6 +40,14 @@ def test_what_does_not_fit_ranks_or_files_is_refused(
 ) -> None:
     with pytest.raises(kind, match=text):
         check_environment(config(*overrides), num_ranks=num_ranks)
+
+
+def test_a_frozen_body_must_come_from_somewhere() -> None:
+    frozen = config("model.freeze=body")
+    with pytest.raises(ConfigError, match=r"would stay random[\s\S]*model.freeze=body[\s\S]*edit_tasks.py"):
+        check_start(frozen, resumes=False)
+    check_start(frozen, resumes=True)
+    check_start(config("model.freeze=body", "model.pretrained=folder"), resumes=False)
 
 
 def test_a_fitting_configuration_passes(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from distmoe.data.config import SamplingConfig
 from distmoe.data.sampling.mixture import deal_in_turn, draw_tasks, mixture_weights
+from distmoe.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -17,13 +18,24 @@ from distmoe.data.sampling.mixture import deal_in_turn, draw_tasks, mixture_weig
     ],
 )
 def test_shares_by_hand(strategy, expected):
-    weights = mixture_weights([100, 400, 1600], SamplingConfig(strategy=strategy, temperature=2.0))
+    weights = mixture_weights([100, 400, 1600], SamplingConfig(strategy=strategy, temperature=2.0), names="abc")
     assert weights == pytest.approx(expected)
+
+
+def test_a_task_that_is_not_trained_has_no_share():
+    """Square roots of 100 and 1600 are 10 and 40."""
+    config = SamplingConfig(strategy="temperature", temperature=2.0, tasks=["a", "c"])
+    assert mixture_weights([100, 400, 1600], config, names="abc") == pytest.approx([0.2, 0, 0.8])
+
+
+def test_a_trained_task_must_exist():
+    with pytest.raises(ConfigError, match=r"data.sampling.tasks names(.|\n)*got:      z\n  expected: a \| b"):
+        mixture_weights([1, 1], SamplingConfig(tasks=["a", "z"]), names="ab")
 
 
 def test_temperature_goes_from_size_proportional_to_uniform():
     def weights(temperature):
-        return mixture_weights([10, 1000], SamplingConfig(strategy="temperature", temperature=temperature))
+        return mixture_weights([10, 1000], SamplingConfig(strategy="temperature", temperature=temperature), names="ab")
 
     assert weights(1.0) == pytest.approx([10 / 1010, 1000 / 1010])
     assert weights(1e6) == pytest.approx([0.5, 0.5], abs=1e-5)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from distmoe.data.config import SamplingConfig
-from distmoe.data.sampling import DrawClass, MixtureSampler
+from distmoe.data.sampling import DrawClass, MixtureSampler, mixture_weights
 from distmoe.errors import CheckpointError
 
 SIZES = (12, 40, 5)
@@ -16,7 +16,8 @@ STRATEGIES = ("size_proportional", "temperature", "uniform", "round_robin")
 
 def sampler(classes=ALL, *, seed=0, **sampling):
     config = SamplingConfig(**{"bucket_window": 4, **sampling})
-    return MixtureSampler(SIZES, LENGTHS, classes=classes, config=config, seed=seed)
+    weights = mixture_weights(SIZES, config, names="abc")
+    return MixtureSampler(SIZES, LENGTHS, classes=classes, weights=weights, config=config, seed=seed)
 
 
 def steps(source, count):
@@ -38,6 +39,13 @@ def test_a_resumed_sampler_goes_on_exactly_also_inside_a_window(strategy, before
     resumed.load_state_dict(state)
     assert resumed.state_dict() == state
     assert steps(resumed, 10) == steps(original, 10)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_only_trained_tasks_are_drawn(strategy):
+    drawn = steps(sampler(strategy=strategy, tasks=["a", "c"]), 8)
+    assert {task for (examples,) in drawn for task, _ in examples} == {0, 2}
+    assert all(len(examples) == 8 for (examples,) in drawn)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
