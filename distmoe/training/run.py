@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 
 from distmoe.checkpoint import folders
+from distmoe.checkpoint.saver import Saver
 from distmoe.engine.distributed import init_distributed
+from distmoe.errors import CheckpointError
 from distmoe.log import get_logger
 from distmoe.parallel.env import device, read_env, share_cores
 from distmoe.training.agreement import Agreement
@@ -67,11 +69,22 @@ def train(config: RunConfig, *, resume: str, stop: StopSignal) -> Outcome:
         run, ended = train_in_phases(workshop, run, stop)
         stop.disarm()
         _finish(run, folder, ended, stop=stop, rank=env.rank)
+    except Exception:
+        _complete(workshop.saver)
+        raise
     finally:
         run.journal.close()
     if env.rank == 0 and config.run.report and ended != "Stopped by a signal":
         _log.info("report: %s", draw_report(folder.path))
     return Outcome(folder.path, ended, run.state.step)
+
+
+def _complete(saver: Saver) -> None:
+    """Lets the checkpoint that is being written beside a run that failed become complete, if that is possible."""
+    try:
+        saver.wait()
+    except CheckpointError as error:
+        _log.warning("the checkpoint that was being written is lost: %s", error.got)
 
 
 def _finish(run: Run, folder: RunFolder, ended: Ended, *, stop: StopSignal, rank: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distmoe.checkpoint.carry import Carrier
 from distmoe.checkpoint.manifest import read_manifest
+from distmoe.checkpoint.saver import Saver
 from distmoe.data.loader import StepLoader
 from distmoe.data.sources.base import Split
 from distmoe.engine.engine import Engine
@@ -57,7 +58,11 @@ class Run:
     process_groups: process_groups.ProcessGroups
 
     def dismantle(self) -> None:
-        """Frees engine and process groups, so that another run can be built in this process. Collective."""
+        """Frees engine and process groups, so that another run can be built in this process. Collective.
+
+        Waits for the checkpoint that is being written: what is built next may begin from it.
+        """
+        self.checkpoints.wait()
         self.trainer.engine.destroy()
         self.process_groups.destroy()
 
@@ -71,6 +76,7 @@ class Workshop:
     plan: Plan
     data: RunData
     probe: ProbeSet | None
+    saver: Saver
     agreement: Agreement
     env: RankEnv
 
@@ -168,6 +174,7 @@ class Workshop:
             state=state,
             tasks=plan.tasks,
             grouping=plan.grouping,
+            saver=self.saver,
             rank=env.rank,
         )
 
