@@ -10,7 +10,6 @@ import torch
 from distmoe.checkpoint import folders
 from distmoe.checkpoint.saver import Saver
 from distmoe.engine.distributed import init_distributed
-from distmoe.errors import CheckpointError
 from distmoe.log import get_logger
 from distmoe.parallel.env import device, read_env, share_cores
 from distmoe.training.agreement import Agreement
@@ -83,8 +82,8 @@ def _complete(saver: Saver) -> None:
     """Lets the checkpoint that is being written beside a run that failed become complete, if that is possible."""
     try:
         saver.wait()
-    except CheckpointError as error:
-        _log.warning("the checkpoint that was being written is lost: %s", error.got)
+    except Exception as error:  # of a rank that is gone; the run's own error is the one to raise
+        _log.warning("the checkpoint that was being written is lost: %s", error)
 
 
 def _finish(run: Run, folder: RunFolder, ended: Ended, *, stop: StopSignal, rank: int) -> None:

@@ -2,7 +2,7 @@
 
 ::
 
-    python tools/bench/checkpoint.py                          # 2 ranks, ZeRO-1, about 60 M parameters
+    python tools/bench/checkpoint.py                          # 2 ranks, ZeRO-1, about 30 M parameters
     python tools/bench/checkpoint.py --quick --json OUT.json
 
 Every rank owns its part of weights and moments. ``torch.save`` writes that part as one pickle per rank and waits for
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny model, one repeat")
     parser.add_argument("--json", type=Path, help="also write all numbers here")
     args = parser.parse_args()
-    size = Size(width=64, layers=2, experts=4) if args.quick else Size(width=512, layers=6, experts=8)
+    size = Size(width=64, layers=2, experts=4) if args.quick else Size(width=384, layers=4, experts=8)
     repeats = 1 if args.quick else args.repeats
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         found = on_ranks(measure, args.ranks, size, args.stage, repeats, folder)

@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny model, one round")
     parser.add_argument("--json", type=Path, help="also write all numbers here")
     args = parser.parse_args()
-    size = Size(width=64, layers=2, experts=4) if args.quick else Size(width=256, layers=6, experts=8)
+    size = Size(width=64, layers=2, experts=4) if args.quick else Size(width=192, layers=4, experts=8)
     rounds, steps = (1, 1) if args.quick else (args.rounds, args.steps)
     rows = on_ranks(measure, args.ranks, size, rounds, steps, prepare=Collectives)
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()

@@ -40,4 +40,5 @@ def test_a_run_that_failed_lets_its_checkpoint_become_complete_and_names_a_lost_
 
     with caplog.at_level(logging.WARNING):
         _complete(SimpleNamespace(wait=fail))  # type: ignore[arg-type]
-    assert "the checkpoint that was being written is lost: rank 1: gone" in caplog.text
+    assert "the checkpoint that was being written is lost: step 4 cannot be saved" in caplog.text
+    assert "rank 1: gone" in caplog.text
