@@ -28,24 +28,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distmoe.checkpoint.consolidate import read_weights
 from distmoe.checkpoint.export_folder import check_target
-from distmoe.checkpoint.export_hf import check_exportable, rebuild_model
+from distmoe.checkpoint.export_hf import check_exportable
 from distmoe.checkpoint.export_task import TaskExport, write_task_export
-from distmoe.checkpoint.manifest import read_manifest
-from distmoe.checkpoint.run_files import find_test_scores, find_tokenizer
-from distmoe.config import apply_overrides, build
+from distmoe.checkpoint.run_files import find_tokenizer
 from distmoe.data.collate import collate
 from distmoe.data.encoded import ExampleStore
 from distmoe.data.example import TaskExample
 from distmoe.data.preprocess import encode_split
 from distmoe.data.sources import Split
-from distmoe.errors import DistmoeError
+from distmoe.errors import CheckpointError, DistmoeError
 from distmoe.models.multitask import MultiTaskEncoder
-from distmoe.tasks import TaskGrouping, TaskSpec
-from distmoe.training.config import RunConfig
+from distmoe.tasks import TaskSpec
+from distmoe.training.from_checkpoint import load_checkpoint
 from distmoe.training.metrics import score
-from distmoe.training.run_data import Sources, open_sources
+from distmoe.training.run_data import Sources
 
 SCORER = Path(__file__).with_name("score_export.py")
 BATCH = 32
@@ -90,30 +87,32 @@ def compare(checkpoint: Path, out: Path, *, num_examples: int, overrides: Sequen
     Raises:
         DistmoeError: If the checkpoint is incomplete, its data cannot be had, or ``out`` holds something else.
     """
-    manifest = read_manifest(checkpoint)
-    config = build(RunConfig, apply_overrides(manifest.config, list(overrides)))
-    check_exportable(config.model)
-    sources, grouping = open_sources(config), TaskGrouping.from_json(manifest.grouping)
-    weights, tokenizer = read_weights(checkpoint), find_tokenizer(checkpoint, manifest.config)
-    metrics = {"validation": manifest.metrics, "test": find_test_scores(checkpoint, manifest.step)}
-    model = rebuild_model(
-        checkpoint, manifest, weights, config=config.model, tasks=sources.tasks, grouping=grouping
-    )  # fmt: skip
+    loaded = load_checkpoint(checkpoint, overrides)
+    stored, sources, model = loaded.stored, loaded.sources, loaded.model
+    check_exportable(stored.model)
+    if not isinstance(model, MultiTaskEncoder):
+        raise CheckpointError(
+            "texts with one answer each are compared",
+            got=f"{checkpoint} with model.family=decoder",
+            expected="a checkpoint of an encoder",
+            remedy="export the task with tools/convert_to_hf.py --task and compare what it generates",
+        )
+    tokenizer = find_tokenizer(checkpoint, stored.manifest.config)
     exports, files, logits, labels = [], [], [], []
     for task, spec in enumerate(sources.tasks):
         check_target(out / spec.name)
         exports.append(
             write_task_export(
-                out / spec.name, model, config=config.model, tasks=sources.tasks, grouping=grouping, task_id=task,
-                tokenizer_folder=tokenizer, metrics=metrics, title=f"{spec.name}, step {manifest.step}",
+                out / spec.name, model, config=stored.model, tasks=stored.tasks, grouping=stored.grouping, task_id=task,
+                tokenizer_folder=tokenizer, metrics=stored.evaluations, title=f"{spec.name}, from {stored.title}",
             )
         )  # fmt: skip
         split: Split = "test" if "test" in sources.source.splits(spec.name) else "validation"
         examples = sources.source.examples(spec.name, split)[:num_examples]
         files.append(_write(out / f"{spec.name}.jsonl", examples))
-        logits.append(_logits(model, sources, examples, task=task, max_length=config.data.max_length))
+        logits.append(_logits(model, sources, examples, task=task, max_length=loaded.config.data.max_length))
         labels.append(np.asarray([example.label for example in examples], dtype=np.float64))
-    found = _scored_alone(exports, files, out / "logits", max_length=config.data.max_length)
+    found = _scored_alone(exports, files, out / "logits", max_length=loaded.config.data.max_length)
     rows = []
     for spec, export, full_NC, label_N, alone in zip(sources.tasks, exports, logits, labels, found, strict=True):
         alone_NC = np.load(out / "logits" / f"{spec.name}.npy")

@@ -56,7 +56,7 @@ def score(folder: Path, *, split: str, overrides: list[str]) -> Evaluation:
     loaded = load_checkpoint(folder, overrides)
     sources = loaded.sources
     data = encode(sources, loaded.config, env=ALONE, agreement=Agreement())
-    placement = place(loaded.grouping, data.weights, num_ranks=1, ep_size=1, mode="colocated")
+    placement = place(loaded.stored.grouping, data.weights, num_ranks=1, ep_size=1, mode="colocated")
     on = device(ALONE)
     loader = data.eval_loader(placement, rank=0, pin_memory=on.type == "cuda")
     chosen: Any = split

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from distmoe.config import Section
@@ -15,3 +17,12 @@ class CheckpointConfig(Section):
     )
     keep_last: int = Field(2, gt=0, description="Newest checkpoints that are kept, besides the best.")
     keep_best: bool = Field(True, description="Keeps the checkpoint with the best validation macro score.")
+    asynchronous: bool = Field(
+        False,
+        description="Training goes on while files are written. Costs host memory for one copy of what a rank owns.",
+    )
+    format: Literal["distmoe", "deepspeed"] = Field(
+        "distmoe",
+        description="deepspeed: DeepSpeed's own folder as well, in runs/NAME/deepspeed, where DeepSpeed supports the "
+        "arrangement.",
+    )

@@ -30,10 +30,11 @@ from distmoe.checkpoint.consolidate import read_moments, read_weights
 from distmoe.checkpoint.fragments import Fragment
 from distmoe.checkpoint.global_view import replicated
 from distmoe.checkpoint.integrity import PARTS
-from distmoe.checkpoint.manifest import Manifest, TensorRecord, read_manifest
+from distmoe.checkpoint.manifest import TensorRecord
 from distmoe.checkpoint.new_task import Policy, mixture, similarities
 from distmoe.checkpoint.run_files import SHAPE, TOKENIZER, find_shape, find_tokenizer
 from distmoe.checkpoint.storage import write_json
+from distmoe.checkpoint.stored_model import StoredModel
 from distmoe.checkpoint.task_axes import axes_of, gate_layer, pool_of
 from distmoe.checkpoint.task_edit import TaskEdit, adding, removing
 from distmoe.config import build
@@ -67,32 +68,6 @@ class EditedRun:
     grouping: TaskGrouping
     like: str | None
     parameters: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """A checkpoint as values."""
-
-    folder: Path
-    manifest: Manifest
-    model: ModelConfig
-    tasks: TaskSet
-    grouping: TaskGrouping
-
-    @classmethod
-    def read(cls, folder: Path) -> _Loaded:
-        manifest = read_manifest(folder)
-        model = build(ModelConfig, manifest.config.get("model", {}))
-        if model.family == "decoder":
-            raise CheckpointError(
-                "tasks cannot be added to a decoder, or taken from it",
-                got=f"{folder} with model.family=decoder",
-                expected="a checkpoint of an encoder",
-                remedy="start a run with the other tasks from an export of this one's weights",
-            )
-        tasks, grouping = TaskSet.from_json(manifest.tasks), TaskGrouping.from_json(manifest.grouping)
-        store.check(folder, tasks=tasks, grouping=grouping)
-        return cls(folder, manifest, model, tasks, grouping)
 
 
 @dataclass(frozen=True)
@@ -141,7 +116,7 @@ def add_task(
         DataError: If a task of that name exists, or ``like`` does not.
         ConfigError: If the gate has no row that the policy could make.
     """
-    loaded, out = _Loaded.read(Path(checkpoint)), Path(out)
+    loaded, out = _read(checkpoint), Path(out)
     _check_policy(loaded.model, policy)
     similarity_M = similarities(loaded.tasks, spec)
     reference = int(similarity_M.argmax()) if like is None else loaded.tasks.id_of(like)
@@ -172,7 +147,7 @@ def remove_task(
         DataError: If there is no such task.
         ConfigError: If it is the only one, or its experts cannot leave all layers alike.
     """
-    loaded, out = _Loaded.read(Path(checkpoint)), Path(out)
+    loaded, out = _read(checkpoint), Path(out)
     edit = removing(loaded.tasks, loaded.grouping, loaded.tasks.id_of(name))
     config = deepcopy(loaded.manifest.config)
     section = config.setdefault("tasks", {})
@@ -181,6 +156,19 @@ def remove_task(
         _gate_section(config)["table"] = {key: row for key, row in table.items() if key != name}
     mixtures = _Mixtures((None,) * edit.grouping.num_layers, None)
     return _write(loaded, out, edit, config, mixtures, like=None, overlay=overlay)
+
+
+def _read(checkpoint: Path | str) -> StoredModel:
+    loaded = StoredModel.read(checkpoint)
+    if loaded.model.family == "decoder":
+        raise CheckpointError(
+            "tasks cannot be added to a decoder, or taken from it",
+            got=f"{checkpoint} with model.family=decoder",
+            expected="a checkpoint of an encoder",
+            remedy="start a run with the other tasks from an export of this one's weights",
+        )
+    store.check(loaded.folder, tasks=loaded.tasks, grouping=loaded.grouping)
+    return loaded
 
 
 def _check_policy(model: ModelConfig, policy: Policy) -> None:
@@ -198,7 +186,7 @@ def _gate_section(config: dict[str, Any]) -> dict[str, Any]:
     return (config.get("model", {}).get("moe") or {}).get("gate") or {}
 
 
-def _with_task(loaded: _Loaded, edit: TaskEdit, spec: TaskSpec, folder: Path, reference: int) -> dict[str, Any]:
+def _with_task(loaded: StoredModel, edit: TaskEdit, spec: TaskSpec, folder: Path, reference: int) -> dict[str, Any]:
     config = deepcopy(loaded.manifest.config)
     section, root = config.setdefault("tasks", {}), config.get("data", {}).get("root")
     among_the_others = section.get("source") == "local" and root and Path(root).resolve() == folder.resolve().parent
@@ -210,7 +198,7 @@ def _with_task(loaded: _Loaded, edit: TaskEdit, spec: TaskSpec, folder: Path, re
 
 
 def _write(
-    loaded: _Loaded,
+    loaded: StoredModel,
     out: Path,
     edit: TaskEdit,
     config: dict[str, Any],
@@ -261,7 +249,7 @@ def _count(parts: Mapping[str, Tensor]) -> int:
     return sum(value.numel() for key, value in parts.items() if key.startswith(("fp32/", "frozen/")))
 
 
-def _parts(loaded: _Loaded) -> dict[str, Tensor]:
+def _parts(loaded: StoredModel) -> dict[str, Tensor]:
     """Every entry of the shards as a whole tensor."""
     weights = read_weights(loaded.folder)
     found = {f"{PARTS[loaded.manifest.tensors[name].kind][0]}/{name}": value for name, value in weights.items()}
@@ -271,7 +259,7 @@ def _parts(loaded: _Loaded) -> dict[str, Tensor]:
 
 
 def _config_of_new_run(
-    loaded: _Loaded, out: Path, edit: TaskEdit, config: dict[str, Any], overlay: Mapping[str, Any]
+    loaded: StoredModel, out: Path, edit: TaskEdit, config: dict[str, Any], overlay: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The old configuration with the new tasks, groups and folder; the overlay wins except over these."""
     config = _merged(config, overlay)
@@ -309,7 +297,7 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def _moved(
-    loaded: _Loaded,
+    loaded: StoredModel,
     edit: TaskEdit,
     parts: Mapping[str, Tensor],
     config: ModelConfig,
@@ -386,7 +374,7 @@ class _Mover:
         mixture_M: Weights of the seen tasks in a new task's row; None: a fresh row.
     """
 
-    loaded: _Loaded
+    loaded: StoredModel
     edit: TaskEdit
     axes: str
     index: int | None

@@ -14,25 +14,22 @@ from typing import Any
 from torch import Tensor
 
 import distmoe
-from distmoe.checkpoint.consolidate import read_weights
 from distmoe.checkpoint.export_conditional import exported_conditional
 from distmoe.checkpoint.export_decoder import CODE_FILES as DECODER_FILES
 from distmoe.checkpoint.export_decoder import decoder_tensors, decoder_values, prefixed
 from distmoe.checkpoint.export_folder import VERSION_KEY, check_target, new_export
 from distmoe.checkpoint.export_routed import exported_routed
 from distmoe.checkpoint.hf_folder import write_model
-from distmoe.checkpoint.manifest import Manifest, read_manifest
 from distmoe.checkpoint.model_card import model_card
-from distmoe.checkpoint.run_files import find_shape, find_test_scores, find_tokenizer
-from distmoe.config import build
+from distmoe.checkpoint.run_files import find_tokenizer
+from distmoe.checkpoint.stored_model import StoredModel
 from distmoe.errors import CheckpointError
-from distmoe.models.build import MultiTaskModel, build_model
+from distmoe.models.build import MultiTaskModel
 from distmoe.models.config import ModelConfig
 from distmoe.models.layer_plan import routed_layers
 from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.moe.layer import RoutedFeedForward
-from distmoe.parallel.process_groups import single_process
 from distmoe.tasks import TaskGrouping, TaskSet
 
 CODE_FILES = ("configuration_distmoe.py", "modeling_distmoe.py")
@@ -50,64 +47,21 @@ def export(checkpoint: Path | str, out: Path | str, *, tokenizer: Path | str | N
         CheckpointError: If the checkpoint is incomplete or damaged, the tokenizer is not found, or ``out`` holds
             something that is not an export.
     """
-    checkpoint, out = Path(checkpoint), Path(out)
+    out = Path(out)
     check_target(out)
-    manifest = read_manifest(checkpoint)
-    config = build(ModelConfig, manifest.config.get("model", {}))
-    check_exportable(config)
-    tasks, grouping = TaskSet.from_json(manifest.tasks), TaskGrouping.from_json(manifest.grouping)
-    tokenizer_folder = find_tokenizer(checkpoint, manifest.config) if tokenizer is None else Path(tokenizer)
-    weights = read_weights(checkpoint)
-    model = rebuild_model(checkpoint, manifest, weights, config=config, tasks=tasks, grouping=grouping)
-    name = manifest.config.get("run", {}).get("name", "distmoe")
+    stored = StoredModel.read(checkpoint)
+    check_exportable(stored.model)
+    tokenizer_folder = find_tokenizer(stored.folder, stored.manifest.config) if tokenizer is None else Path(tokenizer)
     return write_export(
         out,
-        model,
-        config=config,
-        tasks=tasks,
-        grouping=grouping,
+        stored.rebuild(),
+        config=stored.model,
+        tasks=stored.tasks,
+        grouping=stored.grouping,
         tokenizer_folder=tokenizer_folder,
-        metrics={"validation": manifest.metrics, "test": find_test_scores(checkpoint, manifest.step)},
-        title=f"{name}, step {manifest.step}",
+        metrics=stored.evaluations,
+        title=stored.title,
     )
-
-
-def rebuild_model(
-    checkpoint: Path,
-    manifest: Manifest,
-    weights: Mapping[str, Tensor],
-    *,
-    config: ModelConfig,
-    tasks: TaskSet,
-    grouping: TaskGrouping,
-) -> MultiTaskModel:
-    """Returns the whole model of a checkpoint on this process, in float32 and eval mode.
-
-    Raises:
-        CheckpointError: If the weights are not those of the model that the manifest describes.
-    """
-    shape = find_shape(checkpoint, manifest.config, weights)
-    hosting = single_process(grouping).hosting
-    seed = manifest.config.get("run", {}).get("seed", 0)
-    model = build_model(config, shape=shape, tasks=tasks, grouping=grouping, hosting=hosting, seed=seed)
-    expected = dict(model.named_parameters()) | {
-        name: buffer for name, buffer in model.state_dict().items() if name in weights
-    }
-    wrong = sorted(
-        f"{name} {list(weights[name].shape) if name in weights else 'missing'}"
-        for name, tensor in expected.items()
-        if name not in weights or weights[name].shape != tensor.shape
-    )
-    unknown = sorted(weights.keys() - expected.keys())
-    if wrong or unknown:
-        raise CheckpointError(
-            f"the weights of {checkpoint} are not those of the model that its manifest describes",
-            got=f"missing or of another shape: {wrong[:4] or 'none'}; unknown: {unknown[:4] or 'none'}",
-            expected=f"{len(expected)} tensors of a {shape.num_layers}-layer model with {len(tasks)} tasks",
-            remedy="export with the version of distmoe that wrote the checkpoint",
-        )
-    model.load_state_dict(dict(weights), strict=False)
-    return model.float().eval()
 
 
 def write_export(

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 import distmoe
-from distmoe.checkpoint.consolidate import read_weights
 from distmoe.checkpoint.export_decoder import CODE_FILES as DECODER_FILES
 from distmoe.checkpoint.export_decoder_task import decoder_task
 from distmoe.checkpoint.export_folder import VERSION_KEY, check_target, new_export
@@ -18,18 +17,16 @@ from distmoe.checkpoint.export_hf import (
     CODE_FILES,
     check_exportable,
     exported_config,
-    rebuild_model,
     special_tokens,
     write_code,
     write_tokenizer,
 )
 from distmoe.checkpoint.hf_folder import write_model
 from distmoe.checkpoint.key_tables import to_hf
-from distmoe.checkpoint.manifest import read_manifest
 from distmoe.checkpoint.model_card import task_card
-from distmoe.checkpoint.run_files import find_test_scores, find_tokenizer
+from distmoe.checkpoint.run_files import find_tokenizer
+from distmoe.checkpoint.stored_model import StoredModel
 from distmoe.checkpoint.subnetwork import SubNetwork, cut_task
-from distmoe.config import build
 from distmoe.models.build import MultiTaskModel
 from distmoe.models.config import ModelConfig
 from distmoe.models.multitask import MultiTaskEncoder
@@ -71,27 +68,22 @@ def export_task(
             something that is not an export.
         DataError: If the checkpoint has no such task.
     """
-    checkpoint, out = Path(checkpoint), Path(out)
+    out = Path(out)
     check_target(out)
-    manifest = read_manifest(checkpoint)
-    config = build(ModelConfig, manifest.config.get("model", {}))
-    check_exportable(config)
-    tasks, grouping = TaskSet.from_json(manifest.tasks), TaskGrouping.from_json(manifest.grouping)
-    task_id = tasks.id_of(task)
-    tokenizer_folder = find_tokenizer(checkpoint, manifest.config) if tokenizer is None else Path(tokenizer)
-    weights = read_weights(checkpoint)
-    model = rebuild_model(checkpoint, manifest, weights, config=config, tasks=tasks, grouping=grouping)
-    name = manifest.config.get("run", {}).get("name", "distmoe")
+    stored = StoredModel.read(checkpoint)
+    check_exportable(stored.model)
+    task_id = stored.tasks.id_of(task)
+    tokenizer_folder = find_tokenizer(stored.folder, stored.manifest.config) if tokenizer is None else Path(tokenizer)
     return write_task_export(
         out,
-        model,
-        config=config,
-        tasks=tasks,
-        grouping=grouping,
+        stored.rebuild(),
+        config=stored.model,
+        tasks=stored.tasks,
+        grouping=stored.grouping,
         task_id=task_id,
         tokenizer_folder=tokenizer_folder,
-        metrics={"validation": manifest.metrics, "test": find_test_scores(checkpoint, manifest.step)},
-        title=f"{task}, from {name}, step {manifest.step}",
+        metrics=stored.evaluations,
+        title=f"{task}, from {stored.title}",
     )
 
 

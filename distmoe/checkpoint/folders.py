@@ -67,6 +67,14 @@ def prune(root: Path, *, keep_last: int, keep_best: bool) -> list[Path]:
     return removed
 
 
+def follow(copies: Path, root: Path) -> None:
+    """Removes from another folder the ``step_N`` that a run has no checkpoint of any more; call it on rank 0."""
+    kept = {path.name.removesuffix(".old") for path in steps(root)}
+    for path in Path(copies).glob("step_*"):
+        if path.is_dir() and _STEP.fullmatch(path.name) and path.name not in kept:
+            shutil.rmtree(path)
+
+
 def clean(root: Path) -> None:
     """Removes what killed saves and killed prunes left, and checkpoints that were saved again."""
     complete = set(steps(root))

@@ -19,12 +19,13 @@ import os
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
+from torch.distributed import ProcessGroup
 
 from distmoe.checkpoint.folders import best, clean, latest, prune, steps
 from distmoe.checkpoint.fragments import Fragment, state_dict_of
@@ -62,6 +63,7 @@ def save(
     fragments: list[Fragment],
     trainer_state: Mapping[str, Any],
     rank_state: RankState,
+    process_group: ProcessGroup | None = None,
 ) -> Path:
     """Writes ``root/step_N`` and returns it. Collective; all ranks see one file system.
 
@@ -74,13 +76,15 @@ def save(
         fragments: Everything this rank owns; what several ranks own is written once.
         trainer_state: JSON values, equal on all ranks.
         rank_state: This rank's tensors and JSON values.
+        process_group: Over all ranks; None: the world's. A thread beside training needs one of its own.
 
     Raises:
         CheckpointError: On every rank, if any rank could not write; the last good checkpoint is untouched.
     """
     root = Path(root)
     final, draft = root / f"step_{manifest.step}", root / f"step_{manifest.step}.tmp"
-    rank, world = rank_of_process(), number_of_ranks()
+    rank = rank_of_process()
+    what, alone = f"step {manifest.step} cannot be saved", number_of_ranks() == 1 and process_group is None
 
     def prepare() -> None:
         if rank == 0:
@@ -89,8 +93,9 @@ def save(
             (draft / RANKS).mkdir()
 
     def write_shards() -> None:
-        with _dcp(f"step {manifest.step} cannot be saved"):
-            dcp.save(state_dict_of(fragments), storage_writer=ShardWriter(draft / SHARDS), no_dist=world == 1)
+        writer = ShardWriter(draft / SHARDS)
+        with _dcp(what, alone=alone):
+            dcp.save(state_dict_of(fragments), storage_writer=writer, process_group=process_group, no_dist=alone)
 
     def write_own() -> dict[str, FileRecord]:
         own = draft / RANKS / f"{rank:05d}.safetensors"
@@ -113,10 +118,10 @@ def save(
             sync_folder(root)
             clean(root)
 
-    together(prepare, f"step {manifest.step} cannot be saved", root)
-    together(write_shards, f"step {manifest.step} cannot be saved", root)
-    records = together(write_own, f"step {manifest.step} cannot be saved", root)
-    together(lambda: publish(records), f"step {manifest.step} cannot be saved", root)
+    together(prepare, what, root, process_group=process_group)
+    together(write_shards, what, root, process_group=process_group)
+    records = together(write_own, what, root, process_group=process_group)
+    together(lambda: publish(records), what, root, process_group=process_group)
     return final
 
 
@@ -202,7 +207,7 @@ def read_trainer_state(folder: Path) -> dict[str, Any]:
 
 def read_fragments(folder: Path, fragments: list[Fragment], *, no_dist: bool) -> None:
     """Reads chunks into fragments; a low-level part of :func:`load` and of consolidation."""
-    with _dcp(f"the shards of {folder} cannot be read"):
+    with _dcp(f"the shards of {folder} cannot be read", alone=no_dist):
         dcp.load(state_dict_of(fragments), storage_reader=ShardReader(Path(folder) / SHARDS), no_dist=no_dist)
 
 
@@ -236,10 +241,9 @@ def _tasks_text(stored: TaskSet, tasks: TaskSet) -> str:
 
 
 @contextmanager
-def _dcp(what: str) -> Iterator[None]:
+def _dcp(what: str, *, alone: bool) -> Iterator[None]:
     """Turns DCP's exception, which is not even an ``Exception``, into ours, and silences a pointless warning."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+    with _without_warning() if alone else nullcontext():
         try:
             yield
         except dcp.api.CheckpointException as failure:
@@ -255,3 +259,11 @@ def _dcp(what: str) -> Iterator[None]:
                 expected="readable files with tensors and nothing else, and room to write",
                 remedy="resume from another checkpoint of the run (--resume PATH), or make room",
             ) from failure
+
+
+@contextmanager
+def _without_warning() -> Iterator[None]:
+    """Hides that one process saves alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch.distributed import ProcessGroup
 
 from distmoe.errors import CheckpointError, DistmoeError
 
@@ -23,10 +24,18 @@ def number_of_ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def together(function: Callable[[], T], what: str | None, place: Path) -> list[T]:
+def together(
+    function: Callable[[], T], what: str | None, place: Path, *, process_group: ProcessGroup | None = None
+) -> list[T]:
     """Runs a function on every rank and gathers its values; raises on all ranks if it failed on any.
 
     Without it, one full disk would leave the other ranks waiting at the next collective.
+
+    Args:
+        function: May differ between ranks; runs no collective of the same process group.
+        what: First line of the error; None: that ``place`` cannot be read.
+        place: Whose disk the error's remedy names.
+        process_group: Over all ranks; None: the world's. Collectives of a background thread need one of their own.
     """
     value: T | None = None
     failure: Exception | None = None
@@ -47,7 +56,7 @@ def together(function: Callable[[], T], what: str | None, place: Path) -> list[T
         parts = None
         if isinstance(failure, DistmoeError):
             parts = (failure.what, str(failure.got), str(failure.expected), failure.remedy)
-        dist.all_gather_object(gathered, (value, parts))
+        dist.all_gather_object(gathered, (value, parts), group=process_group)
         failed = next((parts for _, parts in gathered if parts is not None), None)
         if failed is not None and failure is None:
             what_text, got, expected, remedy = failed

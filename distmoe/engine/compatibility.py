@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from packaging.specifiers import SpecifierSet
@@ -172,6 +173,21 @@ def refresh_weights(optimizer: Any) -> None:
 
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+@contextmanager
+def as_data_parallel(engine: Any) -> Iterator[None]:
+    """Lets DeepSpeed save or load a model with routed layers as one without, inside the body.
+
+    Exact where every rank holds every expert. DeepSpeed would otherwise look for experts in modules of its own
+    classes, and find the marker of :func:`routed_marker`, which has none.
+    """
+    before = engine.has_moe_layers
+    engine.has_moe_layers = False
+    try:
+        yield
+    finally:
+        engine.has_moe_layers = before
 
 
 def loss_scaler_state(optimizer: Any) -> dict[str, float]:

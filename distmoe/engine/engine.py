@@ -16,12 +16,26 @@ from distmoe.checkpoint.fragments import Fragment
 from distmoe.checkpoint.global_view import GlobalView
 from distmoe.checkpoint.manifest import Manifest, TensorRecord
 from distmoe.checkpoint.store import LoadedState
-from distmoe.engine import compatibility
+from distmoe.engine import compatibility, deepspeed_folder
 from distmoe.engine.config import OptimizerConfig
 from distmoe.engine.ds_config import DeepSpeedSettings
 from distmoe.engine.fragments import adam_step, fragments_of, prepare_states, set_adam_step, tensor_records
 from distmoe.engine.optimizer import set_learning_rate
 from distmoe.tasks import TaskGrouping, TaskSet
+
+
+class Save(Protocol):
+    """Writes a checkpoint, as :func:`distmoe.checkpoint.store.save` or later."""
+
+    def __call__(
+        self,
+        root: Path,
+        *,
+        manifest: Manifest,
+        fragments: list[Fragment],
+        trainer_state: Mapping[str, Any],
+        rank_state: Mapping[str, Any],
+    ) -> Path: ...
 
 
 class Load(Protocol):
@@ -154,6 +168,7 @@ class Engine:
         config: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Any] | None = None,
         score: float | None = None,
+        save: Save = store.save,
     ) -> Path:
         """Writes ``root/step_N`` (N: :attr:`global_steps`) and returns it.
 
@@ -166,6 +181,7 @@ class Engine:
             config: Resolved configuration as plain values.
             metrics: Scores at this step.
             score: Validation macro score; decides which checkpoint is the best.
+            save: Another than the default writes beside training.
 
         Raises:
             CheckpointError: On every rank, if any rank could not write.
@@ -187,9 +203,15 @@ class Engine:
             topology=dict(self._topology),
             tensors=self.tensor_records(),
         )
-        return store.save(
+        return save(
             Path(root), manifest=manifest, fragments=fragments, trainer_state=trainer_state, rank_state=rank_state
         )
+
+    def save_deepspeed(self, root: Path) -> Path:
+        """Writes DeepSpeed's own folder ``root/step_N`` and returns it; see :mod:`distmoe.engine.deepspeed_folder`."""
+        assert self._backwards == 0, "a checkpoint in the middle of a step would lose gradients"
+        prepare_states(self._ds.optimizer)
+        return deepspeed_folder.write(self._ds, root, f"step_{self.global_steps}")
 
     def load_state(self, folder: Path, *, manifest: Manifest, load: Load = store.load) -> LoadedState:
         """Restores weights, moments and counters, whatever ranks, stage, precision and placement wrote them.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from distmoe.forecast.arrangement import Forecast
+from distmoe.errors import DistmoeError
+from distmoe.forecast.arrangement import Forecast, block_sizes, forecast
 from distmoe.forecast.hardware import GIB, Cluster
 from distmoe.forecast.workload import Workload
 from distmoe.parallel.placement import Placement
@@ -34,6 +36,22 @@ def weight_bound_rows(cluster: Cluster, precision: str) -> float:
     return device.flops(precision) / device.hbm * (4 if precision == "fp32" else 2) / 2
 
 
+def instead_of_stage3(workload: Workload, cluster: Cluster, found: Forecast) -> Forecast | None:
+    """The first arrangement that fits without gathering weights, nearest to the one found.
+
+    ZeRO-2 cuts all but the weights, and a larger block cuts experts without ever gathering them.
+    """
+    for ep_size in block_sizes(workload, cluster.num_ranks):
+        for stage in (2, 1):
+            try:
+                other = forecast(workload, cluster, replace(found.choice, stage=stage, ep_size=ep_size))
+            except DistmoeError:
+                continue
+            if ep_size >= found.choice.ep_size and other.fits and other.refused is None:
+                return other
+    return None
+
+
 def cautions(workload: Workload, cluster: Cluster, found: Forecast) -> list[str]:
     """One line per thing to know, empty when all is well."""
     lines = [] if found.refused is None else [f"this combination is refused: {found.refused}"]
@@ -54,6 +72,17 @@ def cautions(workload: Workload, cluster: Cluster, found: Forecast) -> list[str]
         lines.append(
             f"{found.time.expert_rows:.0f} rows per expert and micro-batch, below {bound:.0f}: experts are limited by "
             "reading their weights; use a larger micro-batch, fewer experts or a larger parallel.ep_size"
+        )
+    if found.choice.stage == 3 and workload.routed_layers and cluster.num_ranks > 1:
+        other = instead_of_stage3(workload, cluster, found)
+        lines.append(
+            "ZeRO-3 gathers every layer, with all experts of a rank, for each pass, one after the other (no prefetch "
+            "in task-routed models): "
+            + (
+                f"{other.choice} fits in {other.memory.total / GIB:.1f} GiB, against {found.memory.total / GIB:.1f}"
+                if other is not None
+                else "but no arrangement with ZeRO-1 or 2 fits"
+            )
         )
     if not found.fits:
         lines.append(

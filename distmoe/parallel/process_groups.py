@@ -139,6 +139,18 @@ def create(placement: Placement, *, timeout: timedelta | None = None) -> Process
     )
 
 
+def create_background(*, timeout: timedelta | None = None) -> ProcessGroup:
+    """Makes a gloo process group over the world for a thread beside training; a collective over the world.
+
+    Two threads that share a process group would meet in each other's collectives. On gloo, what the thread says does
+    not wait for the device, and not for the collectives of training queued there.
+
+    Args:
+        timeout: Limit of a collective. None: torch's default for gloo, 30 minutes.
+    """
+    return dist.new_group(backend="gloo", timeout=timeout, group_desc="distmoe background")
+
+
 def single_process(grouping: TaskGrouping) -> ProcessGroups:
     """Returns what :func:`create` gives for one rank, without torch.distributed: every process group is None."""
     hosting = tuple(

@@ -24,6 +24,7 @@ def check(config: RunConfig) -> None:
     _check_shape(config)
     if config.structure.learn is not None:
         _check_learning(config, config.structure.learn)
+    _check_checkpoint(config)
     _check_freeze(config)
     _check_sampling(config)
     if config.model.moe is None:
@@ -127,6 +128,17 @@ def _check_sampling(config: RunConfig) -> None:
             got=f"data.sampling.strategy={sampling.strategy} with {', '.join(unread)}",
             expected="data.sampling.strategy=uncertainty",
             remedy=f"set data.sampling.strategy=uncertainty, or remove data.sampling.{unread[0]}",
+        )
+
+
+def _check_checkpoint(config: RunConfig) -> None:
+    options = config.checkpoint
+    if options.format == "deepspeed" and options.asynchronous:
+        raise ConfigError(
+            "DeepSpeed's own folder cannot be written while training goes on",
+            got="checkpoint.format=deepspeed, checkpoint.asynchronous=true",
+            expected="one of the two",
+            remedy="set checkpoint.asynchronous=false, or checkpoint.format=distmoe",
         )
 
 

@@ -1,4 +1,4 @@
-"""What the ranks tell each other at the border of a step: is a loss not finite, has a stop signal come.
+"""What the ranks tell each other at the border of a step: a loss is not finite, a stop signal has come, a save failed.
 
 One small all-reduce per optimizer step, between the backward pass and the update. Reading it waits for the device,
 which the gradient norm of the update does anyway.
@@ -7,6 +7,7 @@ which the gradient norm of the update does anyway.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
@@ -21,14 +22,29 @@ from distmoe.training.objective import LossBreakdown
 _SHOWN = 12
 
 
-def agree(losses: Sequence[LossBreakdown], *, stop: bool) -> tuple[bool, bool]:
-    """Returns (all losses are finite, some rank wants to stop), equal on all ranks. Collective."""
+@dataclass(frozen=True)
+class Border:
+    """What is known at the border of a step, equal on all ranks.
+
+    Attributes:
+        finite: All losses are finite.
+        stop: Some rank wants to stop.
+        save_failed: Some rank knows that the save beside training failed.
+    """
+
+    finite: bool
+    stop: bool
+    save_failed: bool
+
+
+def agree(losses: Sequence[LossBreakdown], *, stop: bool, save_failed: bool) -> Border:
+    """Joins what each rank knows. Collective."""
     broken = 1.0 - torch.stack([one.finite for one in losses]).amin()
-    flags = torch.stack([broken, torch.full_like(broken, float(stop))])
+    flags = torch.stack([broken, broken.new_tensor(float(stop)), broken.new_tensor(float(save_failed))])
     if is_distributed():
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-    not_finite, stopped = flags.tolist()
-    return not not_finite, bool(stopped)
+    not_finite, stopped, failed = map(bool, flags.tolist())
+    return Border(finite=not not_finite, stop=stopped, save_failed=failed)
 
 
 def refuse_nonfinite(

@@ -7,11 +7,14 @@ one bit for bit.
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from pathlib import Path
 
 from distmoe.checkpoint import folders, store
 from distmoe.checkpoint.carry import Carrier
 from distmoe.checkpoint.config import CheckpointConfig
+from distmoe.checkpoint.saver import Saver
 from distmoe.data.loader import StepLoader
 from distmoe.engine.engine import Engine
 from distmoe.log import get_logger
@@ -37,7 +40,8 @@ class Checkpoints:
         state: Progress.
         tasks: Recorded in the manifest.
         grouping: Recorded in the manifest.
-        rank: Only rank 0 removes old checkpoints.
+        saver: Of the run, shared by its structural phases.
+        rank: Of this process.
     """
 
     def __init__(
@@ -51,11 +55,17 @@ class Checkpoints:
         state: TrainerState,
         tasks: TaskSet,
         grouping: TaskGrouping,
+        saver: Saver,
         rank: int,
     ) -> None:
         self._root, self._config, self._rank = root, config, rank
         self._engine, self._loader, self._journal, self._state = engine, loader, journal, state
-        self._tasks, self._grouping = tasks, grouping
+        self._tasks, self._grouping, self._saver = tasks, grouping, saver
+
+    @property
+    def save_failed(self) -> bool:
+        """Whether this rank knows that the save beside training failed; :meth:`wait` raises its error."""
+        return self._saver.has_failed
 
     @property
     def _options(self) -> CheckpointConfig:
@@ -69,12 +79,16 @@ class Checkpoints:
     def save(self, evaluation: Evaluation | None = None) -> Path:
         """Writes the checkpoint of this step, then removes what need not be kept. Collective.
 
+        With ``checkpoint.asynchronous`` only a copy is made here; :meth:`wait` before the folder is read.
+
         Args:
             evaluation: The validation scores of this very step, if there are any.
 
         Raises:
-            CheckpointError: On all ranks, if one could not write; the last good checkpoint is untouched.
+            CheckpointError: On all ranks, if one could not write this one, or the one before beside training; the last
+                good one is untouched.
         """
+        began = time.perf_counter()
         trainer_state = {
             "progress": self._state.state_dict(),
             "data": self._loader.state_dict(),
@@ -89,11 +103,28 @@ class Checkpoints:
             config=self._config.model_dump(),
             metrics=None if evaluation is None else evaluation.to_json(),
             score=None if evaluation is None else evaluation.macro,
+            save=partial(self._saver.save, say=self._journal.say),
         )
-        if self._rank == 0:
-            folders.prune(self._root, keep_last=self._options.keep_last, keep_best=self._options.keep_best)
-            self._journal.say(f"saved {folder}")
+        if self._options.format == "deepspeed":
+            self._save_deepspeed()
+        if self._options.asynchronous:
+            self._journal.say(f"saving {folder} while training goes on; held for {time.perf_counter() - began:.2f} s")
         return folder
+
+    def _save_deepspeed(self) -> None:
+        """DeepSpeed's own folder of this step, and of no step whose checkpoint is gone."""
+        folder = self._engine.save_deepspeed(self._root.parent / "deepspeed")
+        if self._rank == 0:
+            folders.follow(folder.parent, self._root)
+            self._journal.say(f"saved {folder} for DeepSpeed")
+
+    def wait(self) -> None:
+        """Returns when every checkpoint is complete.
+
+        Raises:
+            CheckpointError: On all ranks, if the save beside training failed.
+        """
+        self._saver.wait()
 
     def load(self, folder: Path, carrier: Carrier | None = None) -> None:
         """Restores everything. Collective.

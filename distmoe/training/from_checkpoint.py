@@ -6,29 +6,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distmoe.checkpoint.consolidate import read_weights
-from distmoe.checkpoint.manifest import read_manifest
+from distmoe.checkpoint.stored_model import StoredModel
 from distmoe.config import apply_overrides, build
-from distmoe.models.build import MultiTaskModel, build_model
-from distmoe.models.shape import resolve_shape
-from distmoe.parallel.process_groups import single_process
-from distmoe.tasks import TaskGrouping
+from distmoe.models.build import MultiTaskModel
 from distmoe.training.config import RunConfig
 from distmoe.training.run_data import Sources, open_sources
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a checkpoint gives back."""
+    """What a checkpoint gives back.
+
+    Attributes:
+        config: Of its run, with overrides.
+        sources: Tasks, their texts, the tokenizer.
+        stored: The checkpoint as values.
+        model: On the CPU, float32, in eval mode.
+    """
 
     config: RunConfig
     sources: Sources
-    grouping: TaskGrouping
+    stored: StoredModel
     model: MultiTaskModel
 
 
 def load_checkpoint(folder: Path, overrides: Sequence[str] = ()) -> Loaded:
-    """Builds the model of a checkpoint and loads its weights.
+    """Reads a checkpoint, and opens what it was trained on.
 
     Args:
         folder: ``step_N`` of a run.
@@ -37,17 +40,6 @@ def load_checkpoint(folder: Path, overrides: Sequence[str] = ()) -> Loaded:
     Raises:
         DistmoeError: If the checkpoint is incomplete, or its tasks or tokenizer cannot be had.
     """
-    manifest = read_manifest(folder)
-    config = build(RunConfig, apply_overrides(manifest.config, overrides))
-    sources = open_sources(config)
-    grouping = TaskGrouping.from_json(manifest.grouping)
-    model = build_model(
-        config.model,
-        shape=resolve_shape(config.model, sources.vocab_size, sources.pad_token_id),
-        tasks=sources.tasks,
-        grouping=grouping,
-        hosting=single_process(grouping).hosting,
-        seed=config.run.seed,
-    )
-    model.load_state_dict(read_weights(folder))
-    return Loaded(config, sources, grouping, model)
+    stored = StoredModel.read(folder)
+    config = build(RunConfig, apply_overrides(stored.manifest.config, overrides))
+    return Loaded(config, open_sources(config), stored, stored.rebuild())

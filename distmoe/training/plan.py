@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distmoe.data.pool_loader import check_uncertainty
-from distmoe.engine import ds_config, supported
+from distmoe.engine import deepspeed_folder, ds_config, supported
 from distmoe.engine.ds_config import DeepSpeedSettings
 from distmoe.models.build import check_layers
 from distmoe.models.layer_plan import routed_layers
@@ -104,6 +104,13 @@ def make_plan(config: RunConfig, env: RankEnv) -> Plan:
     layers = routed_layers(config.model.moe, shape.num_layers)
     grouping = resolve_grouping(config.structure, sources.tasks, len(layers))
     check_structure(config, sources.tasks, grouping)
+    if config.checkpoint.format == "deepspeed":
+        deepspeed_folder.check(
+            settings,
+            routed=bool(layers),
+            ep_size=config.parallel.ep_size,
+            partitioned=config.parallel.placement == "partitioned",
+        )
     plan = Plan(
         sources=sources,
         shape=shape,

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from distmoe.checkpoint import folders
+from distmoe.checkpoint.saver import Saver
 from distmoe.engine.distributed import init_distributed
 from distmoe.log import get_logger
 from distmoe.parallel.env import RankEnv, device, read_env, share_cores
@@ -79,11 +80,22 @@ def _train(config: RunConfig, *, resume: str, stop: StopSignal, env: RankEnv, ag
         run, ended = train_in_phases(workshop, run, stop)
         stop.disarm()
         _finish(run, folder, ended, stop=stop, rank=env.rank)
+    except Exception:
+        _complete(workshop.saver)
+        raise
     finally:
         run.journal.close()
     if env.rank == 0 and config.run.report and ended != "Stopped by a signal":
         _log.info("report: %s", draw_report(folder.path))
     return Outcome(folder.path, ended, run.state.step)
+
+
+def _complete(saver: Saver) -> None:
+    """Lets the checkpoint that is being written beside a run that failed become complete, if that is possible."""
+    try:
+        saver.wait()
+    except Exception as error:  # of a rank that is gone; the run's own error is the one to raise
+        _log.warning("the checkpoint that was being written is lost: %s", error)
 
 
 def _finish(run: Run, folder: RunFolder, ended: Ended, *, stop: StopSignal, rank: int) -> None:

@@ -12,12 +12,16 @@ structural learning visits again whenever task groups have been merged.
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 
 from distmoe import seed
-from distmoe.checkpoint import store
+from distmoe.checkpoint import folders, store
 from distmoe.checkpoint.run_files import write_run_files
+from distmoe.checkpoint.saver import Saver
 from distmoe.errors import CheckpointError
 from distmoe.log import get_logger
+from distmoe.parallel import process_groups
 from distmoe.parallel.env import RankEnv
 from distmoe.parallel.placement import Placement
 from distmoe.structure.transfer import check_examples
@@ -56,7 +60,7 @@ def build_run(
     placement = agreement.run(lambda: plan.place(data.weights))
     if folder.resume_from is not None:
         store.check(folder.resume_from, tasks=plan.tasks, grouping=grouping)
-    workshop = Workshop(config, folder, plan, data, probe, agreement, env)
+    workshop = Workshop(config, folder, plan, data, probe, _saver(config), agreement, env)
     hosted = workshop.host(plan, placement)
     seed.seed_all(config.run.seed, "train", env.rank)
 
@@ -96,6 +100,16 @@ def _structure(
             remedy="resume with the data and configuration of the run, or start a new one",
         )
     return StructureState.from_json(saved), probe
+
+
+def _saver(config: RunConfig) -> Saver:
+    """What writes the run's checkpoints; a collective if it does so beside training."""
+    options = config.checkpoint
+    timeout = timedelta(minutes=config.parallel.timeout_minutes)
+    return Saver(
+        keep=partial(folders.prune, keep_last=options.keep_last, keep_best=options.keep_best),
+        background=process_groups.create_background(timeout=timeout) if options.asynchronous else None,
+    )
 
 
 def _announce(

@@ -59,6 +59,7 @@ class Trainer:
 
         Raises:
             TrainingError: If a loss is not finite and ``run.on_nonfinite`` is ``stop``.
+            CheckpointError: If a checkpoint could not be written; from a save beside training, at the next step border.
         """
         state = self.state
         target = self.schedule.num_steps if until is None else min(until, self.schedule.num_steps)
@@ -76,6 +77,7 @@ class Trainer:
             if (ended or due) and not self.on_trial:
                 self.checkpoints.save(evaluation)
             if ended:
+                self.checkpoints.wait()
                 return ended
             self.journal.paused()
         return None if state.step == until else "Finished"
@@ -86,8 +88,10 @@ class Trainer:
         batches = [batch.to(self.engine.device) for batch in self.loader.next_step()]
         first = self.state.step * len(batches)
         losses = [self._micro_step(batch, first + place) for place, batch in enumerate(batches)]
-        finite, stopped = agree(losses, stop=stop.received)
-        if finite:
+        border = agree(losses, stop=stop.received, save_failed=self.checkpoints.save_failed)
+        if border.save_failed:
+            self.checkpoints.wait()  # raises on every rank
+        if border.finite:
             result = self.engine.step(factor)
         elif self.run_config.on_nonfinite == "stop":
             refuse_nonfinite(self.state.step, losses, batches, self.tasks)
@@ -97,8 +101,8 @@ class Trainer:
         self._refuse_bad_gradient(result)
         self.state.step += 1
         self.state.skipped_steps += result.skipped
-        self.journal.add(losses if finite else (), batches, factor, result)
-        return stopped
+        self.journal.add(losses if border.finite else (), batches, factor, result)
+        return border.stop
 
     def _micro_step(self, batch: TaskBatch, index: int) -> LossBreakdown:
         output = self.engine(batch) if self.alignment is None else self.engine(batch, self.alignment.comparisons(index))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distmoe.checkpoint.carry import Carrier
 from distmoe.checkpoint.manifest import read_manifest
+from distmoe.checkpoint.saver import Saver
 from distmoe.data.loader import StepLoader
 from distmoe.data.pool_loader import PoolLoader
 from distmoe.data.sources.base import Split
@@ -58,7 +59,11 @@ class Run:
     process_groups: process_groups.ProcessGroups
 
     def dismantle(self) -> None:
-        """Frees engine and process groups, so that another run can be built in this process. Collective."""
+        """Frees engine and process groups, so that another run can be built in this process. Collective.
+
+        Waits for the checkpoint that is being written: what is built next may begin from it.
+        """
+        self.checkpoints.wait()
         self.trainer.engine.destroy()
         self.process_groups.destroy()
 
@@ -72,6 +77,7 @@ class Workshop:
     plan: Plan
     data: RunData
     probe: ProbeSet | None
+    saver: Saver
     agreement: Agreement
     env: RankEnv
 
@@ -169,6 +175,7 @@ class Workshop:
             state=state,
             tasks=plan.tasks,
             grouping=plan.grouping,
+            saver=self.saver,
             rank=env.rank,
         )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -66,25 +67,34 @@ OTHER = ((ZERO1, ZERO3), (ZERO3, PARTITIONED), (PARTITIONED, ZERO1_EP2))
 
 
 def resume_pairs(rank: int, root: str, pairs: list[tuple[Case, Case]]) -> list[dict[str, Any]]:
-    """Worker: trains 5 steps with the first case, saving after 3; resumes with the second one; returns both ends."""
+    """Worker: trains 5 steps with the first case, saving after 3; resumes with the second one; returns both ends.
+
+    The third step is saved twice, at once and beside the last two steps.
+    """
     from distmoe.checkpoint import store
+    from distmoe.checkpoint.manifest import read_manifest
     from distmoe.engine.distributed import init_distributed
 
     init_distributed(timeout_minutes=5)
+    beside = _saver_that_waits()
     answers = []
     for index, (first, second) in enumerate(pairs):
         engine, _, objective, process_groups = make_engine(first)
         whole, resumed = Trace(), Trace(gradients={"": torch.empty(0)})
         engine.train_mode()
         train_steps(first, engine, objective, range(SAVED), whole)
-        folder = engine.save_state(
-            Path(root) / str(index),
-            tasks=TASKS,
-            grouping=grouping_of(first),
-            trainer_state={"best": 0.5},
-            rank_state={"rank": rank, "random": torch.arange(4) + rank},
-        )
+        state = {
+            "tasks": TASKS,
+            "grouping": grouping_of(first),
+            "trainer_state": {"best": 0.5},
+            "rank_state": {"rank": rank, "random": torch.arange(4) + rank},
+        }
+        folder = engine.save_state(Path(root) / str(index), **state)
+        later = engine.save_state(Path(root) / "beside" / str(index), save=beside.save, **state)
         train_steps(first, engine, objective, range(SAVED, LAST), whole)
+        beside.free.set()
+        beside.wait()
+        beside.free.clear()
         end = _state(engine)
         engine.destroy()
         process_groups.destroy()
@@ -98,10 +108,29 @@ def resume_pairs(rank: int, root: str, pairs: list[tuple[Case, Case]]) -> list[d
         assert loaded.rank_state["random"].tolist() == [rank, rank + 1, rank + 2, rank + 3]
         engine.train_mode()
         train_steps(second, engine, objective, range(SAVED, LAST), resumed)
-        answers.append({"whole": whole, "resumed": resumed, "end": end, "resumed end": _state(engine)})
+        same_files = read_manifest(later).files == read_manifest(folder).files
+        answers.append(
+            {"whole": whole, "resumed": resumed, "end": end, "resumed end": _state(engine), "same files": same_files}
+        )
         engine.destroy()
         process_groups.destroy()
     return answers
+
+
+def _saver_that_waits() -> Any:
+    """Writes beside training, and not before ``free`` is set."""
+    from distmoe.checkpoint.saver import Saver
+    from distmoe.parallel.process_groups import create_background
+
+    saver: Any = Saver(keep=lambda root: None, background=create_background())
+    saver.free, write = threading.Event(), saver._write
+
+    def wait_and_write(*args: Any) -> None:
+        assert saver.free.wait(300)
+        write(*args)
+
+    saver._write = wait_and_write
+    return saver
 
 
 def _state(engine: Any) -> list[tuple[str, int, torch.Tensor]]:
@@ -130,6 +159,11 @@ def test_resume_at_the_same_topology_is_bit_exact(case: Case, folder: str) -> No
         for (key, lo, data), (key2, lo2, data2) in zip(answer["end"], answer["resumed end"], strict=True):
             assert (key, lo) == (key2, lo2)
             assert torch.equal(data, data2), key
+
+
+@pytest.mark.parametrize("case", SAME, ids=lambda case: case.name)
+def test_a_save_beside_training_writes_the_same_files(case: Case, folder: str) -> None:
+    assert all(answer["same files"] for answer in resumed(folder)[SAME.index(case)])
 
 
 @pytest.mark.parametrize("pair", OTHER, ids=lambda pair: f"{pair[0].name} to {pair[1].name}")
@@ -185,18 +219,22 @@ def test_another_number_of_ranks_continues_with_the_same_numbers(saved: Case, ca
         assert fresh_rank_state  # random states of other ranks mean nothing here
 
 
-def save_and_die(rank: int, root: str) -> None:
-    """Worker: saves once; then rank 1 is killed in the middle of the second save."""
+def save_and_die(rank: int, root: str, beside: bool) -> None:
+    """Worker: saves once; then rank 1 is killed in the middle of the second save, which may be beside training."""
     import torch.distributed.checkpoint as dcp
 
+    from distmoe.checkpoint.saver import Saver
     from distmoe.engine.distributed import init_distributed
+    from distmoe.parallel.process_groups import create_background
 
     init_distributed(timeout_minutes=5)
+    saver = Saver(keep=lambda root: None, background=create_background() if beside else None)
     engine, _, objective, _ = make_engine(ZERO1)
     engine.train_mode()
     arguments = {"tasks": TASKS, "grouping": grouping_of(ZERO1), "trainer_state": {}, "rank_state": {}}
     train_steps(ZERO1, engine, objective, [0], Trace())
-    engine.save_state(Path(root), **arguments)
+    engine.save_state(Path(root), save=saver.save, **arguments)
+    saver.wait()
     train_steps(ZERO1, engine, objective, [1], Trace())
     write = dcp.save
 
@@ -206,12 +244,17 @@ def save_and_die(rank: int, root: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     dcp.save = write_then_die  # type: ignore[assignment]
-    engine.save_state(Path(root), **arguments)
+    engine.save_state(Path(root), save=saver.save, **arguments)
+    saver.wait()
 
 
-def test_a_killed_save_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "beside",
+    [pytest.param(False, id="at once"), pytest.param(True, id="beside training", marks=pytest.mark.slow)],
+)
+def test_a_killed_save_leaves_the_last_good_checkpoint(beside: bool, tmp_path: Path) -> None:
     with pytest.raises(RankError):
-        run_ranks(save_and_die, 2, str(tmp_path), init_process_group=False)
+        run_ranks(save_and_die, 2, str(tmp_path), beside, init_process_group=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_1", "step_2.tmp"]
     assert [path.name for path in steps(tmp_path)] == ["step_1"]
     clean(tmp_path)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from distmoe.errors import DataError, DistmoeError, TrainingError
 from distmoe.tasks import TaskGrouping
 from distmoe.training.agreement import Agreement
-from distmoe.training.border import agree, refuse_nonfinite
+from distmoe.training.border import Border, agree, refuse_nonfinite
 from distmoe.training.evaluate import evaluate, gather_rows
 from distmoe.training.objective import Objective
 from distmoe.training.window import LossWindow
@@ -66,7 +66,7 @@ def _window(rank: int) -> Any:
 
 def _border(rank: int) -> tuple[Any, str]:
     losses, rows = _losses([1.0] if rank == 0 else [math.nan], first_id=10 * rank)
-    flags = agree([losses], stop=rank == 0)
+    flags = agree([losses], stop=rank == 0, save_failed=rank == 1)
     try:
         refuse_nonfinite(3, [losses], [rows], TASKS)
     except TrainingError as error:
@@ -94,5 +94,5 @@ def test_ranks_agree_on_errors_windows_stops_and_scores() -> None:
     window = first["window"]
     assert (window.loss, window.tokens, window.examples) == ((1 + 13) / 2, 3, (0, 3, 0))
     assert window.task_losses == (None, 14 / 3, None)
-    assert first["border"] == ((False, True), "not finite for size#10")
+    assert first["border"] == (Border(finite=False, stop=True, save_failed=True), "not finite for size#10")
     assert first["evaluation"] == ([[1.0], [1.0]], [("colour", 1.0, 1), ("size", 1.0, 3)])

@@ -50,3 +50,31 @@ def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Pa
     expected, found = (read_weights(path / "run" / "checkpoints" / "step_12") for path in (whole, broken))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_a_run_that_saves_beside_training_equals_one_that_saves_at_once(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert [one.code for one in run_ranks(whole, overrides(whole))] == [0, 0]
+    checkpoints = broken / "run" / "checkpoints"
+    beside = "checkpoint.asynchronous=true"
+
+    # kill -9 of rank 0 in the thread that saves step 8, after step 4 and the best of step 6.
+    driver = ["rename", "3", "0", "SIGKILL", *overrides(broken, beside)]
+    assert run_ranks(broken, driver, script=INTERRUPT)[0].code == -9
+    assert folders.latest(checkpoints) == checkpoints / "step_6"
+
+    # SIGTERM: the run ends when its last checkpoint is complete.
+    driver = ["backward", "3", "1", "SIGTERM", "--resume", "must", *overrides(broken, beside)]
+    ended = run_ranks(broken, driver, script=INTERRUPT)
+    assert [one.code for one in ended] == [0, 0], ended[0].output
+    assert folders.latest(checkpoints) == checkpoints / "step_9"
+
+    ended = run_ranks(broken, ["--resume", "must", *overrides(broken, beside)])
+    assert [one.code for one in ended] == [0, 0], ended[0].output
+    assert "step_12 while training goes on; held for " in ended[0].output
+    assert metrics(broken / "run") == metrics(whole / "run")
+    first, second = (path / "run" / "checkpoints" / "step_12" for path in (whole, broken))
+    expected, found = read_weights(first), read_weights(second)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)

@@ -14,9 +14,7 @@ import numpy as np
 import torch
 import yaml
 
-from distmoe.checkpoint.consolidate import read_weights
-from distmoe.checkpoint.export_hf import rebuild_model
-from distmoe.checkpoint.manifest import Manifest, read_manifest
+from distmoe.checkpoint.stored_model import StoredModel
 from distmoe.config import build
 from distmoe.errors import CheckpointError, ConfigError
 from distmoe.models.comparison import Comparison, compared_features
@@ -26,7 +24,7 @@ from distmoe.parallel.env import read_env
 from distmoe.structure.frontier import Frontier
 from distmoe.structure.propose import propose
 from distmoe.structure.similarity import Similarity
-from distmoe.tasks import TaskGrouping, TaskSet
+from distmoe.tasks import TaskSet
 from distmoe.tasks.grouping import TaskGroup
 from distmoe.training.agreement import Agreement
 from distmoe.training.config import RunConfig
@@ -82,8 +80,8 @@ def examine(checkpoint: Path, *, names: Sequence[str] | None, threshold: float, 
     Raises:
         DistmoeError: If the checkpoint has no task groups to compare, a task is unknown, or data is missing.
     """
-    manifest = read_manifest(checkpoint)
-    tasks, grouping = TaskSet.from_json(manifest.tasks), TaskGrouping.from_json(manifest.grouping)
+    stored = StoredModel.read(checkpoint)
+    tasks, grouping = stored.tasks, stored.grouping
     if all(len(partition) == 1 for partition in grouping.layers):
         raise CheckpointError(
             f"{checkpoint} has no task groups that could be compared",
@@ -92,8 +90,15 @@ def examine(checkpoint: Path, *, names: Sequence[str] | None, threshold: float, 
             remedy="train a while with structure.grouping=per_task, or use the recipe task_moe_learned",
         )
     wanted = _ids_of(tasks, names)
-    config = build(RunConfig, manifest.config)
-    model = _model(checkpoint, manifest, config, tasks, grouping)
+    config = build(RunConfig, stored.manifest.config)
+    model = stored.rebuild()
+    if not isinstance(model, MultiTaskEncoder):
+        raise CheckpointError(
+            "only layers of encoders can be compared",
+            got=f"{checkpoint} with model.family={config.model.family}",
+            expected="model.family=encoder",
+            remedy="choose a checkpoint of an encoder",
+        )
     data = encode(open_sources(config), config, env=read_env(), agreement=Agreement())
     probe = ProbeSet(data.encoded, num_examples=num_examples, seed=config.run.seed)
     numbers = routed_layers(config.model.moe, model.shape.num_layers)
@@ -139,21 +144,6 @@ def _partition(
         result += [merge.result for merge in merges]
         result += [members[place] for place in places if members[place] not in joined]
     return tuple(sorted(result))
-
-
-def _model(
-    checkpoint: Path, manifest: Manifest, config: RunConfig, tasks: TaskSet, grouping: TaskGrouping
-) -> MultiTaskEncoder:
-    weights = read_weights(checkpoint)
-    model = rebuild_model(checkpoint, manifest, weights, config=config.model, tasks=tasks, grouping=grouping)
-    if not isinstance(model, MultiTaskEncoder):
-        raise CheckpointError(
-            "only layers of encoders can be compared",
-            got=f"{checkpoint} with model.family={config.model.family}",
-            expected="model.family=encoder",
-            remedy="choose a checkpoint of an encoder",
-        )
-    return model
 
 
 def _ids_of(tasks: TaskSet, names: Sequence[str] | None) -> TaskGroup:

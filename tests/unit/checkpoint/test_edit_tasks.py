@@ -11,13 +11,11 @@ from torch import Tensor
 
 from distmoe.checkpoint.consolidate import read_moments, read_weights
 from distmoe.checkpoint.edit_tasks import EditedRun, add_task, remove_task
-from distmoe.checkpoint.export_hf import rebuild_model
 from distmoe.checkpoint.manifest import read_manifest
 from distmoe.checkpoint.new_task import mixture
+from distmoe.checkpoint.stored_model import StoredModel
 from distmoe.checkpoint.task_edit import adding, removing
-from distmoe.config import build
 from distmoe.errors import CheckpointError, ConfigError, DataError
-from distmoe.models.config import ModelConfig
 from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.tasks import TaskGrouping, TaskSet, TaskSpec
 from tests.unit.checkpoint.runs import trained, write_run
@@ -40,10 +38,7 @@ def _checkpoint(
 
 
 def _model(checkpoint: Path) -> MultiTaskEncoder:
-    manifest = read_manifest(checkpoint)
-    config = build(ModelConfig, manifest.config["model"])
-    tasks, grouping = TaskSet.from_json(manifest.tasks), TaskGrouping.from_json(manifest.grouping)
-    return rebuild_model(checkpoint, manifest, read_weights(checkpoint), config=config, tasks=tasks, grouping=grouping)
+    return StoredModel.read(checkpoint).rebuild()
 
 
 @torch.no_grad()

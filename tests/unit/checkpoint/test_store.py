@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distmoe.checkpoint import store
+from distmoe.checkpoint import folders, store
 from distmoe.checkpoint.consolidate import read_weights
 from distmoe.checkpoint.fragments import Fragment
 from distmoe.checkpoint.global_view import GlobalView, replicated
@@ -239,6 +239,18 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in removed] == ["step_1", "step_3"]
     assert [path.name for path in store.steps(tmp_path)] == ["step_2", "step_10", "step_11"]
     assert [path.name for path in store.prune(tmp_path, keep_last=1, keep_best=False)] == ["step_2", "step_10"]
+
+
+def test_a_second_folder_follows_the_checkpoints_that_are_kept(tmp_path: Path) -> None:
+    root, copies = tmp_path / "checkpoints", tmp_path / "deepspeed"
+    save(root, 3)
+    save(root, 2).rename(root / "step_2.old")  # a save of this step was killed between its renames
+    for name in ("step_1", "step_2", "step_3", "notes"):
+        (copies / name).mkdir(parents=True)
+    (copies / "latest").write_text("step_3")
+    folders.follow(copies, root)
+    assert sorted(path.name for path in copies.iterdir()) == ["latest", "notes", "step_2", "step_3"]
+    folders.follow(tmp_path / "none", root)
 
 
 def test_a_run_without_checkpoints_has_no_latest_and_no_best(tmp_path: Path) -> None:

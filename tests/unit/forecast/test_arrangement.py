@@ -52,6 +52,23 @@ def test_what_does_not_fit_a_device_is_not_ranked():
     assert "does not fit" in refused[Choice("colocated", 1, 1, "fp32")]
 
 
+def test_zero3_of_a_task_routed_model_names_what_fits_without_it():
+    run, choice = workload(), Choice("colocated", 1, 3, "fp32")
+    told = cautions(run, cluster(1, 4), forecast(run, cluster(1, 4), choice))
+    [line] = [line for line in told if line.startswith("ZeRO-3")]
+    assert "no prefetch in task-routed models): ZeRO-2 fp32  parallel.placement=colocated parallel.ep_size=1" in line
+
+    # DeepSpeed's reduction bucket alone takes 2 GB under ZeRO-1 and 2: nothing but ZeRO-3 fits here.
+    narrow = Accelerator(
+        name="narrow", memory=1e9, low_flops=1e12, fp32_flops=1e12, hbm=1e10, inside=1e9, between=1e8, source="made up"
+    )
+    told = cautions(run, Cluster(1, 4, narrow), forecast(run, Cluster(1, 4, narrow), choice))
+    assert any(line.endswith("no arrangement with ZeRO-1 or 2 fits") for line in told)
+
+    dense = workload("model.moe=null", "structure.grouping=one")
+    assert cautions(dense, cluster(1, 4), forecast(dense, cluster(1, 4), choice)) == []
+
+
 def test_imbalance_is_share_of_mixture_over_share_of_ranks():
     """Weights 3 : 1 for two task groups on two ranks: 0.75 / 0.5 and 0.25 / 0.5."""
     run = config("data.sampling.strategy=size_proportional")

@@ -30,6 +30,11 @@ from distmoe.recipes import resolve
         ("demo", ["model.moe=null"], r"no routed layer[\s\S]*structure\.grouping=family[\s\S]*structure\.grouping=one"),
         ("dense", ["parallel.ep_size=2"], r"no experts to place[\s\S]*parallel\.ep_size=2"),
         ("dense", ["parallel.placement=partitioned"], r"no experts to place[\s\S]*placement=partitioned"),
+        (
+            "demo",
+            ["checkpoint.format=deepspeed", "checkpoint.asynchronous=true"],
+            r"cannot be written while training goes on[\s\S]*checkpoint.asynchronous=false",
+        ),
         ("demo", ["model.moe.capacity_factor=1.25"], r"capacity contradicts a task-level gate[\s\S]*kind=task"),
         ("demo", ["model.moe.gate.kind=fixed"], r"gate fixed learns nothing[\s\S]*random"),
         ("demo", ["model.moe.gate.table=random"], r"read by gate fixed only[\s\S]*kind=task with a table"),

@@ -5,7 +5,7 @@ import torch
 
 from distmoe.errors import TrainingError
 from distmoe.tasks import TaskGrouping
-from distmoe.training.border import agree, refuse_nonfinite
+from distmoe.training.border import Border, agree, refuse_nonfinite
 from distmoe.training.objective import LossBreakdown, Objective
 from tests.unit.training.samples import TASKS, batch, output
 
@@ -19,8 +19,8 @@ def losses_of(values: list[float], ids: list[int]) -> tuple[LossBreakdown, objec
 
 def test_one_bad_micro_batch_makes_the_step_bad() -> None:
     good, bad = losses_of([1.0], [0])[0], losses_of([math.inf], [0])[0]
-    assert agree([good, good], stop=False) == (True, False)
-    assert agree([good, bad], stop=True) == (False, True)
+    assert agree([good, good], stop=False, save_failed=True) == Border(finite=True, stop=False, save_failed=True)
+    assert agree([good, bad], stop=True, save_failed=False) == Border(finite=False, stop=True, save_failed=False)
 
 
 def test_the_error_names_step_task_and_examples() -> None:

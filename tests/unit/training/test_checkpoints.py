@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from distmoe.checkpoint import store
-from distmoe.checkpoint.manifest import Manifest
+from distmoe.checkpoint.config import CheckpointConfig
+from distmoe.checkpoint.manifest import MANIFEST_NAME, Manifest
+from distmoe.checkpoint.saver import Saver
 from distmoe.checkpoint.store import LoadedState
 from distmoe.seed import seed_all
 from distmoe.tasks import TaskGrouping
@@ -45,9 +48,60 @@ def _load(monkeypatch: pytest.MonkeyPatch, loaded: LoadedState, *, rank: int = 0
         state=state,
         tasks=TASKS,
         grouping=TaskGrouping.one_group(len(TASKS), 1),
+        saver=Saver(keep=lambda root: None),
         rank=rank,
     ).load(Path("checkpoints/step_5"))
     return loader, journal, state
+
+
+class _Engine:
+    """Writes folders and remembers in which order."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+
+    def save_state(self, root: Path, **_: Any) -> Path:
+        self.written.append("distmoe")
+        (root / "step_5").mkdir(parents=True, exist_ok=True)
+        (root / "step_5" / MANIFEST_NAME).touch()
+        return root / "step_5"
+
+    def save_deepspeed(self, root: Path) -> Path:
+        self.written.append("deepspeed")
+        (root / "step_5").mkdir(parents=True)
+        return root / "step_5"
+
+
+def _saving(root: Path, **options: Any) -> tuple[_Engine, list[str]]:
+    engine, said = _Engine(), list[str]()
+    empty = SimpleNamespace(state_dict=dict, say=said.append)
+    Checkpoints(
+        root / "checkpoints",
+        config=RunConfig(checkpoint=CheckpointConfig(**options)),
+        engine=engine,  # type: ignore[arg-type]
+        loader=empty,  # type: ignore[arg-type]
+        journal=empty,  # type: ignore[arg-type]
+        state=TrainerState(),
+        tasks=TASKS,
+        grouping=TaskGrouping.one_group(len(TASKS), 1),
+        saver=Saver(keep=lambda root: None),
+        rank=0,
+    ).save()
+    return engine, said
+
+
+def test_deepspeeds_folder_is_written_beside_and_follows_the_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "deepspeed" / "step_4").mkdir(parents=True)
+    engine, said = _saving(tmp_path, format="deepspeed")
+    assert engine.written == ["distmoe", "deepspeed"]
+    assert said == [f"saved {tmp_path}/deepspeed/step_5 for DeepSpeed"]
+    assert [path.name for path in (tmp_path / "deepspeed").iterdir()] == ["step_5"]
+    assert _saving(tmp_path)[0].written == ["distmoe"]
+
+
+def test_a_save_beside_training_says_how_long_it_held(tmp_path: Path) -> None:
+    [line] = _saving(tmp_path, asynchronous=True)[1]
+    assert re.fullmatch(rf"saving {tmp_path}/checkpoints/step_5 while training goes on; held for \d\.\d\d s", line)
 
 
 def _full() -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 
 from distmoe.engine.config import ScheduleConfig
 from distmoe.engine.engine import StepResult
-from distmoe.errors import TrainingError
+from distmoe.errors import CheckpointError, TrainingError
 from distmoe.tasks import TaskGrouping
 from distmoe.training.config import RunSection
 from distmoe.training.evaluate import Evaluation
@@ -52,6 +52,7 @@ class Recorder:
 
     def __init__(self, every: int | None = None) -> None:
         self.every, self.logged, self.saved, self.added = every, [], [], []
+        self.save_failed, self.waited = False, 0
 
     def count(self, output: Any) -> None: ...
     def paused(self) -> None: ...
@@ -68,6 +69,11 @@ class Recorder:
 
     def save(self, evaluation: Evaluation | None) -> None:
         self.saved.append((self.logged[-1] if self.logged else 0, evaluation.macro if evaluation else None))
+
+    def wait(self) -> None:
+        self.waited += 1
+        if self.save_failed:
+            raise CheckpointError("step 1 cannot be saved", got="no room", expected="room", remedy="make room")
 
 
 def trainer(
@@ -132,7 +138,15 @@ def test_a_signal_ends_training_after_the_step_with_a_checkpoint() -> None:
     stop.name = "SIGTERM"
     assert made.run(stop) == "Stopped by a signal"
     assert made.state.step == 1
-    assert recorder.saved == [(1, None)]
+    assert (recorder.saved, recorder.waited) == ([(1, None)], 1)
+
+
+def test_a_save_that_failed_beside_training_ends_it_before_the_next_update() -> None:
+    made, recorder, engine = trainer(values=[0.0] * 9)
+    recorder.save_failed = True
+    with pytest.raises(CheckpointError, match=r"(?s)step 1 cannot be saved.*no room"):
+        made.run(StopSignal())
+    assert engine.events == ["backward"]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
