@@ -60,7 +60,7 @@ def cut_decoder_task(
         kept += [rest] if rest else []
     kept, tensors = _of_one_width(kept, tensors, num_layers=model.shape.num_layers)
     stock, reasons = find_stock(model.shape, kept)
-    return DecoderCut(SubNetwork(task_id, tensors, kept, reasons, _counts(model, tensors)), stock)
+    return DecoderCut(SubNetwork(task_id, tensors, kept, None, reasons, _counts(model, tensors)), stock)
 
 
 def _of_one_width(

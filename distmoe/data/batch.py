@@ -67,8 +67,12 @@ class TaskBatch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> TaskBatch:
         """The batch with a function applied to each of its tensors."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: function(tensor) for name, tensor in tensors.items() if tensor is not None})
+        return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that this batch has, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def num_examples(self) -> int:

@@ -118,10 +118,10 @@ class _Lines:
 def _on_grid(model: bytes) -> bytes:
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(model)
     for piece in proto.pieces:
-        if piece.type == sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL:
+        if piece.type == proto.SentencePiece.NORMAL:
             piece.score = round(piece.score * _SCORE_GRID) / _SCORE_GRID
     return proto.SerializeToString()
 

@@ -254,9 +254,11 @@ def _build_loader(config: RunConfig, data: RunData, placement: Placement, hosted
 def _build_trunk(config: RunConfig, hosted: Hosted, pools: PoolLoader) -> FrozenTrunk | None:
     """None where nothing is frozen, nothing is scored twice, or every layer call is a collective (ZeRO-3)."""
     budget, stage = config.data.sampling.trunk_cache * MIB, hosted.engine.settings.stage
-    if not budget or stage == 3 or not hosted.model.encoder.trunk_depth:
+    model = hosted.model
+    assert isinstance(model, MultiTaskEncoder), "candidates of a decoder are not scored"
+    if not budget or stage == 3 or not model.encoder.trunk_depth:
         return None
-    trunk = FrozenTrunk(hosted.model, pools, num_steps=config.schedule.num_steps, budget=budget)
+    trunk = FrozenTrunk(model, pools, num_steps=config.schedule.num_steps, budget=budget)
     return trunk if len(trunk) else None
 
 
