@@ -23,6 +23,7 @@ from distmoe.models.generation import Prompt, generate
 from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.models.sampling import Sampling
 from distmoe.seed import generator
+from distmoe.tokenization import to_text
 from distmoe.training.from_checkpoint import Loaded, load_checkpoint
 
 

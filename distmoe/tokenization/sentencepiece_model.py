@@ -28,7 +28,7 @@ from distmoe.errors import ConfigError
 SUFFIX = ".model"
 _UNIGRAM, _BPE = 1, 2
 # Types of sentencepiece_model.proto.
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
+NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 # What the two libraries have been seen to disagree on; any text will do, these find a wrong conversion quickly.
 _PROBES = (
     "The quick brown fox, 1984.",
@@ -52,14 +52,24 @@ def load_sentencepiece(path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _read(path: Path) -> Any:
-    # Needs protobuf and registers a descriptor: only when a model is read.
-    from google.protobuf.message import DecodeError
+def parse_model(content: bytes) -> Any:
+    """The message of ``sentencepiece_model.proto``; needs protobuf, so only when a model is read.
+
+    Raises:
+        google.protobuf.message.DecodeError: If the bytes are something else.
+    """
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto.ParseFromString(content)
+    return proto
+
+
+def _read(path: Path) -> Any:
+    from google.protobuf.message import DecodeError
+
     try:
-        proto.ParseFromString(path.read_bytes())
+        proto = parse_model(path.read_bytes())
         readable = len(proto.pieces) > 0
     except (OSError, DecodeError):
         readable = False
@@ -101,7 +111,7 @@ def _check_convertible(proto: Any, path: str | Path) -> None:
 def _convert(proto: Any) -> PreTrainedTokenizerFast:
     spec = proto.trainer_spec
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-    normal = {piece.piece: piece.score for piece in proto.pieces if piece.type == _NORMAL}
+    normal = {piece.piece: piece.score for piece in proto.pieces if piece.type == NORMAL}
     if spec.model_type == _UNIGRAM:
         model: Any = Unigram(pieces, unk_id=spec.unk_id, byte_fallback=spec.byte_fallback)
         cuts = _cuts([piece.piece for piece in proto.pieces if piece.type in (_UNKNOWN, _CONTROL, _BYTE)], normal)

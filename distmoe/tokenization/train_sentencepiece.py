@@ -11,6 +11,7 @@ from typing import Literal
 from sentencepiece import SentencePieceTrainer
 
 from distmoe.errors import ConfigError, DataError
+from distmoe.tokenization.sentencepiece_model import NORMAL, parse_model
 
 # Characters with a meaning of their own: the trainer leaves out lines that contain one.
 _RESERVED = re.compile("[\u2581\x00]")
@@ -116,12 +117,9 @@ class _Lines:
 
 
 def _on_grid(model: bytes) -> bytes:
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    proto.ParseFromString(model)
+    proto = parse_model(model)
     for piece in proto.pieces:
-        if piece.type == proto.SentencePiece.NORMAL:
+        if piece.type == NORMAL:
             piece.score = round(piece.score * _SCORE_GRID) / _SCORE_GRID
     return proto.SerializeToString()
 

@@ -14,6 +14,7 @@ from distmoe.data.indexed.tokens import end_token_id
 from distmoe.models.generation import Prompt, generate
 from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.tasks import TaskSet
+from distmoe.tokenization import to_text
 from distmoe.training.agreement import is_distributed
 from distmoe.training.text_scores import score_texts
 

@@ -94,7 +94,7 @@ def preprocess(job: PreprocessJob, *, restart: bool = False) -> SetInfo:
     elif exists(job.prefix):
         return _finished(job.prefix, blank)
     _claim(parts, blank)
-    infos = _write_parts(job, parts, blank, dtype)
+    infos = _write_parts(job, parts, blank, dtype, tokenizer)
     if not any(info.num_documents for info in infos):
         raise DataError(
             "no document has text",
@@ -110,11 +110,13 @@ def preprocess(job: PreprocessJob, *, restart: bool = False) -> SetInfo:
     return whole
 
 
-def _write_parts(job: PreprocessJob, parts: Path, blank: SetInfo, dtype: type[np.integer]) -> list[SetInfo]:
+def _write_parts(
+    job: PreprocessJob, parts: Path, blank: SetInfo, dtype: type[np.integer], tokenizer: PreTrainedTokenizerBase
+) -> list[SetInfo]:
     """Returns what each part holds, in order. At most two parts per worker are in memory."""
     infos: dict[int, SetInfo] = {}
     total = sum(count_documents(path, unit=job.unit) for path in job.inputs)
-    with tqdm(total=total, unit=" documents", smoothing=0.05) as bar, _workers(job) as pool:
+    with tqdm(total=total, unit=" documents", smoothing=0.05) as bar, _workers(job, tokenizer) as pool:
         running: set[Future[tuple[int, SetInfo]]] = set()
         for index, documents in enumerate(_cut(job)):
             done = read_info(_part(parts, index))
@@ -159,9 +161,10 @@ class _InProcess:
         return future
 
 
-def _workers(job: PreprocessJob) -> ProcessPoolExecutor | _InProcess:
+def _workers(job: PreprocessJob, tokenizer: PreTrainedTokenizerBase) -> ProcessPoolExecutor | _InProcess:
+    prompt = job.prompt if len(job.columns) > 1 else None
     if job.workers == 1:
-        _start(job.tokenizer, job.prompt if len(job.columns) > 1 else None)
+        _worker["tokenizer"], _worker["prompt"] = tokenizer, prompt
         return _InProcess()
     # A forked worker need not import everything anew; the tokenizer has not made threads before the first batch.
     method = "fork" if sys.platform == "linux" else "spawn"
@@ -169,11 +172,11 @@ def _workers(job: PreprocessJob) -> ProcessPoolExecutor | _InProcess:
         job.workers,
         mp_context=multiprocessing.get_context(method),
         initializer=_start,
-        initargs=(job.tokenizer, job.prompt if len(job.columns) > 1 else None),
+        initargs=(job.tokenizer, prompt),
     )
 
 
-# State of a worker process; set once by its initializer.
+# What a process that writes parts works with.
 _worker: dict[str, Any] = {}
 
 

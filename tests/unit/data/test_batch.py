@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 
-from distmoe.data.batch import TaskBatch
 from distmoe.data.collate import placeholder
 
 TARGETS = ("labels_BS", "position_ids_BS", "segment_ids_BS")

@@ -92,7 +92,7 @@ def test_a_circle_of_recipes_is_refused(tmp_path):
 
 
 def test_an_unknown_recipe_is_refused_with_the_shipped_ones():
-    with pytest.raises(ConfigError, match=r"no such recipe[\s\S]*got: +demmo[\s\S]*demo \| dense \| glue"):
+    with pytest.raises(ConfigError, match=r"no such recipe[\s\S]*got: +demmo[\s\S]*demo \| dense \| gen_tasks \| glue"):
         resolve("demmo")
 
 

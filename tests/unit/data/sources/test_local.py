@@ -73,12 +73,12 @@ def test_the_order_of_names_is_the_order_of_ids(task, tmp_path):
     assert load(tmp_path, "b", "a")[0].names == ("b", "a")
 
 
-def test_generation_tasks_are_not_offered_and_are_refused_by_name(task, tmp_path):
-    task("story", spec={"type": "generation", "labels": [], "metric": "bleu"})
-    task("mood")
-    assert load(tmp_path)[0].names == ("mood",)
-    with pytest.raises(DataError, match=r"'story' is a generation task, which the encoder does not support"):
-        load(tmp_path, "story")
+def test_a_generation_task_has_targets_and_its_references(task, tmp_path):
+    folder = task("story", spec={"type": "generation", "labels": [], "metric": "bleu"})
+    rows = [{"text": "a", "target": "b", "references": ["b", "c"]}, {"text": "d", "target": "e"}]
+    (folder / "train.jsonl").write_text(jsonl(rows))
+    found = LocalSource(str(tmp_path)).examples("story", "train")
+    assert [(one.text, one.target, one.references) for one in found] == [("a", "b", ("b", "c")), ("d", "e", ("e",))]
 
 
 def test_the_fingerprint_follows_the_bytes(task, tmp_path):
