@@ -28,8 +28,7 @@ import torch
 import torch.distributed as dist
 from hosted import Arm, Size, make_arm, on_ranks, seconds
 
-# Name of the tensor that is whole on every rank or, for a reduce-scatter, one rank's part; and how often a ring sends it,
-# times (P - 1)/P.
+# Name of the tensor, whole or (reduce-scatter) one rank's part of it, and how many times (P - 1)/P of it a ring sends.
 COUNTED: dict[str, tuple[str, Callable[[int], int]]] = {
     "all_reduce": ("tensor", lambda ranks: 2),
     "reduce": ("tensor", lambda ranks: 1),
