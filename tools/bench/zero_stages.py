@@ -5,10 +5,10 @@
     python tools/bench/zero_stages.py                     # 2 gloo ranks
     python tools/bench/zero_stages.py --quick --json OUT.json
 
-Collectives are counted where DeepSpeed hands them to torch: calls, and bytes of their results on one rank (a rank of P
-receives (P - 1)/P of an all-gather's). All-to-alls of experts are not there: each rank holds every expert here. Wall
-time between barriers, engines built anew in every round, all of them in each; medians. "Held" is what the rank keeps
-between two steps: weights, master weights and moments, by the sizes of their storages.
+Collectives are counted where they are handed to torch: calls, and the bytes that a rank sends if each runs as a ring of
+its P ranks. All-to-alls of experts are not there: each rank holds every expert here. Wall time between barriers,
+engines built anew in every round, all of them in each; medians. "Held" is what the rank keeps between two steps:
+weights, master weights and moments, by the sizes of their storages.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ import torch
 import torch.distributed as dist
 from hosted import Arm, Size, make_arm, on_ranks, seconds
 
-COUNTED = {
-    "all_reduce": "tensor",
-    "reduce": "tensor",
-    "broadcast": "tensor",
-    "all_gather_into_tensor": "output_tensor",
-    "reduce_scatter_tensor": "output",
-    "all_gather": "tensor_list",
+# Name of the tensor, whole or (reduce-scatter) one rank's part of it, and how many times (P - 1)/P of it a ring sends.
+COUNTED: dict[str, tuple[str, Callable[[int], int]]] = {
+    "all_reduce": ("tensor", lambda ranks: 2),
+    "reduce": ("tensor", lambda ranks: 1),
+    "broadcast": ("tensor", lambda ranks: 1),
+    "all_gather_into_tensor": ("output_tensor", lambda ranks: 1),
+    "reduce_scatter_tensor": ("output", lambda ranks: ranks),
+    "all_gather": ("tensor_list", lambda ranks: 1),
 }
 NO_PREFETCH = {"stage3_prefetch_bucket_size": 0}
 # Whole parameters are persistent (never cut) below a threshold; at this size it would be all of them.
@@ -46,16 +47,20 @@ class Collectives:
 
     def __init__(self) -> None:
         self.on, self.calls, self.bytes = False, Counter[str](), Counter[str]()
-        for name, result in COUNTED.items():
-            setattr(dist, name, self._counting(name, result, getattr(dist, name)))
+        for name in COUNTED:
+            setattr(dist, name, self._counting(name, getattr(dist, name)))
 
-    def _counting(self, name: str, result: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _counting(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        argument, times = COUNTED[name]
+
         def counted(*args: Any, **values: Any) -> Any:
             if self.on:
-                found = args[0] if args else values[result]
+                found = args[0] if args else values[argument]
                 tensors = found if isinstance(found, list) else [found]
+                ranks = dist.get_world_size(values.get("group"))
+                size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
                 self.calls[name] += 1
-                self.bytes[name] += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+                self.bytes[name] += size * times(ranks) * (ranks - 1) // ranks
             return function(*args, **values)
 
         return counted
@@ -95,7 +100,7 @@ def _held(arm: Arm) -> int:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print("| arm | collectives | of them gathers | MB of results | step | held |")
+    print("| arm | collectives | of them gathers | MB sent | step | held |")
     print("|---|--:|--:|--:|--:|--:|")
     for row in rows:
         kind = row["arm"].split(",")[0]
