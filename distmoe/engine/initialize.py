@@ -66,7 +66,10 @@ def initialize(
     check_ranks(model, param_groups, replica_classes, needs_symmetry=needs_symmetry)
     if pools:
         register(process_groups)
-    hosted = HostedModel(model, marker=_marker(model, pools, placement))
+    # ZeRO-1/2 insist that a model with experts trains some, and need nothing for frozen ones but their tags. ZeRO-3
+    # cuts frozen ones as well, and without the marker it would do so over ranks that hold other experts.
+    marked = pools if settings.stage == 3 else [name for name in pools if name in roles]
+    hosted = HostedModel(model, marker=_marker(model, marked, placement))
     if settings.stage == 3:
         _prepare_stage3(model)
     views = global_views(model)  # before ZeRO-3 empties the parameters

@@ -77,7 +77,6 @@ def test_a_task_is_added_trained_and_another_one_removed(root: Path, recipe: str
     old_tasks = {"planted0_a", "planted0_low", "planted1_a"}
     assert found.keys() == {*old_tasks, "planted1_low", "shouting"}
     assert found["shouting"][0] == "-"
-    assert float(found["shouting"][1]) >= 0.9, "one frequent word decides"
     assert found["planted1_low"][2] == "-"
     if recipe == "add_task_frozen":
         assert all(found[task][0] == found[task][1] for task in old_tasks)
