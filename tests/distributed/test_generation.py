@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -37,6 +38,7 @@ def work(rank: int, end: int) -> list[list[list[int]]]:
     return [answers_of(rank, PROMPTS[rank], end), answers_of(rank, PROMPTS[0] if rank else [], end)]
 
 
+@pytest.mark.slow
 def test_two_ranks_answer_like_one_process() -> None:
     alone = build(CASE, single_process(grouping_of(CASE)).hosting).eval()
     first_of_rank_1 = generate(alone, PROMPTS[1], max_new_tokens=1)[0][0]  # type: ignore[arg-type]

@@ -110,12 +110,10 @@ CASES = (
         config=zero(3, **Z3),
     ),
     Case(name="zero2 bf16 conditional, lower half frozen", **LOW, **HALF, ep_size=2, config=zero(2, bf16=BF16)),
-    Case(name="zero0 dense decoder, tied head", dense=True, head="tied", config=zero(0)),
     Case(name="zero1 decoder ep2", head="tied", ep_size=2, partitions=TWO, accumulation=2, checkpointing=True),
     Case(name="zero1 decoder partitioned", head="per_task", mode="partitioned", partitions=TWO),
     Case(name="zero2 decoder ep2, a rank without tokens", head="per_task", ep_size=2, idle_rank=1, config=zero(2)),
     Case(name="zero3 decoder ep2, tied head", head="tied", ep_size=2, config=zero(3, **Z3)),
-    Case(name="zero3 decoder, per-task heads", head="per_task", shared_expert=True, config=zero(3, **Z3)),
     # four ranks
     Case(name="zero1 conditional ep2", num_ranks=4, ep_size=2, conditional=COND, accumulation=2),
     Case(name="zero2 conditional ep4, lower half frozen", num_ranks=4, ep_size=4, **HALF, config=zero(2)),
@@ -252,11 +250,20 @@ FULL = tuple(
 )
 
 
+DECODERS = (
+    Case(name="zero0 dense decoder, tied head", dense=True, head="tied", config=zero(0)),
+    Case(name="zero3 decoder, per-task heads", head="per_task", shared_expert=True, config=zero(3, **Z3)),
+    Case(name="zero1 decoder ep2 tree", num_ranks=4, ep_size=2, head="shared", partitions=TREE, accumulation=2),
+    Case(name="zero2 decoder ep4", num_ranks=4, ep_size=4, head="per_task", idle_rank=2, config=zero(2)),
+    Case(name="zero1 decoder partitioned ep2", num_ranks=4, ep_size=2, head="tied", mode="partitioned", partitions=TWO),
+)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_full_cross_product(num_ranks: int) -> None:
-    cases = tuple(case for case in FULL if case.num_ranks == num_ranks)
+    cases = tuple(case for case in (*FULL, *DECODERS) if case.num_ranks == num_ranks)
     for start in range(0, len(cases), 16):
         part = cases[start : start + 16]
         for case, found in zip(part, answers(part), strict=True):
