@@ -16,6 +16,7 @@ from distmoe.data.loader import StepLoader
 from distmoe.data.pool_loader import PoolLoader
 from distmoe.data.sources.base import Split
 from distmoe.models.build import MultiTaskModel
+from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.moe.statistics import RoutingStatistics
 from distmoe.parallel import process_groups
 from distmoe.parallel.env import RankEnv
