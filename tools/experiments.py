@@ -83,11 +83,12 @@ def run(arguments: argparse.Namespace) -> int:
 def train_all(study: Study, arms: list[str], ledger: Ledger, out: Path, arguments: argparse.Namespace) -> None:
     """Trains what the ledger does not hold. Every configuration is checked before the first run."""
     wanted = order(study, arms, arguments.seeds)
-    shared = [f"data.cache_dir={out / 'cache'}", *arguments.overrides]
 
     def job(arm: str, seed: int) -> Job:
         paid = paid_by(study, arm, seed, ledger.records)
-        return job_of(study, arm, seed, recipe=arguments.recipe, overrides=shared, forward_equivalents=paid)
+        return job_of(
+            study, arm, seed, recipe=arguments.recipe, overrides=arguments.overrides, forward_equivalents=paid
+        )
 
     jobs = {place: job(*place) for place in wanted}
     if arguments.dry_run:

@@ -83,7 +83,9 @@ def train_here(recipe: str, overrides: Sequence[str], *, folder: Path) -> dict[s
 
 
 def _overrides(overrides: Sequence[str], folder: Path) -> list[str]:
-    return [*QUIET, *overrides, f"run.output_dir={folder.parent}", f"run.name={folder.name}"]
+    """With what does not change the outcome, and so is no part of a run's settings: where things are."""
+    cache = f"data.cache_dir={folder.parents[1] / 'cache'}"
+    return [*QUIET, cache, *overrides, f"run.output_dir={folder.parent}", f"run.name={folder.name}"]
 
 
 def read_outcome(folder: Path) -> dict[str, Any]:

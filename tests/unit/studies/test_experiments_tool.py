@@ -88,4 +88,4 @@ def test_a_wrong_arm_is_refused_before_any_run(study, capsys):
 
 def test_a_dry_run_prints_commands(study, capsys):
     assert study("--seeds", "1", "--arms", "D", "--dry-run") == (0, [])
-    assert "train.py --recipe dense data.cache_dir=" in capsys.readouterr().out
+    assert "train.py --recipe dense optimizer.lr=1e-4 run.seed=0" in capsys.readouterr().out
