@@ -65,7 +65,7 @@ def continue_texts(
         sampling=sampling,
         generator=generator(seed, "generate"),
     )
-    return [tokenizer.decode(ids) for ids in found]
+    return [str(tokenizer.decode(ids)) for ids in found]
 
 
 def main(argv: list[str] | None = None) -> int:

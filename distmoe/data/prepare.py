@@ -138,7 +138,7 @@ class _Builder:
         sets = self._source.indexed_sets(spec.name, split)
         if sets is not None:
             pairs = read_pairs(sets, self._tokenizer, where=where)
-            references = [(self._tokenizer.decode(target[:-1]),) for _, target in pairs[:limit]]
+            references = [(str(self._tokenizer.decode(target[:-1])),) for _, target in pairs[:limit]]
             encoded, total = join_pairs(pairs[:limit], references, max_length=max_length), len(pairs)
         else:
             examples = self._source.examples(spec.name, split)

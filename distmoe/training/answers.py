@@ -59,7 +59,7 @@ class Answers:
             all_finished=_all_finished(batch.input_ids_BS.device) if is_distributed() else None,
         )
         for row, prompt, ids in zip(rows, prompts, found, strict=True):
-            self._texts[prompt.task_id][int(batch.example_ids_B[row])] = self._tokenizer.decode(ids)
+            self._texts[prompt.task_id][int(batch.example_ids_B[row])] = str(self._tokenizer.decode(ids))
 
     def scores(self) -> Mapping[int, float]:
         """Score of each task that is scored by text; collective, equal on all ranks."""
