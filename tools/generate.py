@@ -16,12 +16,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from distmoe.models.generation import Prompt, generate
-from distmoe.models.sampling import Sampling
 
 from distmoe.data.indexed.tokens import end_token_id, fill_prompt
 from distmoe.errors import ConfigError, DistmoeError
+from distmoe.models.generation import Prompt, generate
 from distmoe.models.multitask_decoder import MultiTaskDecoder
+from distmoe.models.sampling import Sampling
 from distmoe.seed import generator
 from distmoe.training.from_checkpoint import Loaded, load_checkpoint
 
