@@ -23,7 +23,6 @@ from distmoe.models.generation import Prompt, generate
 from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.models.sampling import Sampling
 from distmoe.seed import generator
-from distmoe.tokenization import to_text
 from distmoe.training.from_checkpoint import Loaded, load_checkpoint
 
 
@@ -66,7 +65,7 @@ def continue_texts(
         sampling=sampling,
         generator=generator(seed, "generate"),
     )
-    return [to_text(tokenizer, ids) for ids in found]
+    return [str(tokenizer.decode(ids)) for ids in found]
 
 
 def main(argv: list[str] | None = None) -> int:

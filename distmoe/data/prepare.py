@@ -24,7 +24,7 @@ from distmoe.data.sources.base import Split, TaskSource
 from distmoe.errors import ConfigError
 from distmoe.log import get_logger
 from distmoe.tasks import TaskSet
-from distmoe.tokenization import fingerprint, to_text
+from distmoe.tokenization import fingerprint
 
 _logger = get_logger(__name__)
 
@@ -138,7 +138,7 @@ class _Builder:
         sets = self._source.indexed_sets(spec.name, split)
         if sets is not None:
             pairs = read_pairs(sets, self._tokenizer, where=where)
-            references = [(to_text(self._tokenizer, target[:-1].tolist()),) for _, target in pairs[:limit]]
+            references = [(str(self._tokenizer.decode(target[:-1])),) for _, target in pairs[:limit]]
             encoded, total = join_pairs(pairs[:limit], references, max_length=max_length), len(pairs)
         else:
             examples = self._source.examples(spec.name, split)

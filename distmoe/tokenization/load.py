@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -74,10 +73,3 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         "token_type_ids" in tokenizer.model_input_names,
     ]
     return hashlib.sha256(json.dumps([state, shape], sort_keys=True, default=str).encode()).hexdigest()
-
-
-def to_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Returns the text of one sequence of ids; ``decode`` itself is also declared to give lists."""
-    text = tokenizer.decode(list(ids))
-    assert isinstance(text, str)
-    return text

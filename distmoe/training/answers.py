@@ -14,7 +14,6 @@ from distmoe.data.indexed.tokens import end_token_id
 from distmoe.models.generation import Prompt, generate
 from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.tasks import TaskSet
-from distmoe.tokenization import to_text
 from distmoe.training.agreement import is_distributed
 from distmoe.training.text_scores import score_texts
 
@@ -60,7 +59,7 @@ class Answers:
             all_finished=_all_finished(batch.input_ids_BS.device) if is_distributed() else None,
         )
         for row, prompt, ids in zip(rows, prompts, found, strict=True):
-            self._texts[prompt.task_id][int(batch.example_ids_B[row])] = to_text(self._tokenizer, ids)
+            self._texts[prompt.task_id][int(batch.example_ids_B[row])] = str(self._tokenizer.decode(ids))
 
     def scores(self) -> Mapping[int, float]:
         """Score of each task that is scored by text; collective, equal on all ranks."""
