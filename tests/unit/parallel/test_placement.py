@@ -151,6 +151,14 @@ def test_what_cannot_be_placed_is_refused(change: dict, message: str) -> None:
         place(TaskGrouping.one_per_task(2, 1), arguments.pop("weights"), **arguments)
 
 
+def test_colocated_a_task_may_have_no_weight() -> None:
+    """It is evaluated everywhere and trained nowhere; partitioned, no rank could be dealt to it."""
+    placement = place(TaskGrouping.one_per_task(2, 1), [1.0, 0.0], num_ranks=2, ep_size=1, mode="colocated")
+    assert _hosts(placement) == {(0, 1): (0, 1)}
+    with pytest.raises(ParallelError, match="does not fit the placement"):
+        place(TaskGrouping.one_per_task(2, 1), [1.0, 0.0], num_ranks=2, ep_size=1, mode="partitioned")
+
+
 @st.composite
 def _cases(draw: st.DrawFn) -> tuple[TaskGrouping, list[float], dict]:
     """A random tree of up to 9 tasks and 4 layers on up to 8 blocks of up to 4 ranks."""
