@@ -104,12 +104,13 @@ def test_a_run_killed_at_any_stage_equals_an_uninterrupted_one(whole: Path, tmp_
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_another_task_set_is_refused_before_the_first_step(whole: Path) -> None:
+def test_another_task_set_is_refused_before_the_first_step(whole: Path, tmp_path: Path) -> None:
+    checkpoint = whole / "run" / "checkpoints" / "step_24"
     names = f"tasks.names=[{', '.join(NAMES[:3])}]"
-    (ended,) = run_ranks(whole, ["--resume", "must", *overrides(whole, *LEARN, names)], num_ranks=1)
-    assert ended.code == 2
+    (ended,) = run_ranks(tmp_path, ["--resume", str(checkpoint), *overrides(tmp_path, *LEARN, names)], num_ranks=1)
+    assert ended.code == 2, ended.output
     assert "was written for another task set" in ended.output
-    assert f"got:      {' | '.join(NAMES)}" in ended.output or NAMES[3] in ended.output
+    assert NAMES[3] in ended.output
 
 
 def test_merges_that_are_not_kept_are_banned_and_training_goes_back(tmp_path: Path) -> None:
