@@ -28,6 +28,7 @@ from distmoe.models.build import build_model
 from distmoe.models.config import ModelConfig
 from distmoe.models.layer_plan import routed_layers
 from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.models.routed_layer import RoutedLayer
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.parallel.process_groups import single_process
 from distmoe.tasks import TaskGrouping, TaskSet
@@ -172,6 +173,10 @@ def exported_tensors(
     tensors: dict[str, Tensor] = {name: value for name, value in model.named_parameters() if not _is_routed(name)}
     entries: list[dict[str, Any]] = []
     for index, layer in enumerate(model.encoder.layers):
+        if isinstance(layer, RoutedLayer):
+            partition = [list(task_group) for task_group in grouping.layers[len(entries)]]
+            entries.append({"layer": index, "unit": "block", "task_groups": partition})
+            continue
         routed = layer.feed_forward
         if isinstance(routed, RoutedFeedForward):
             assert config.moe is not None
@@ -183,8 +188,10 @@ def exported_tensors(
             entries.append(
                 {
                     "layer": index,
+                    "unit": "ffn",
                     "task_groups": [list(task_group) for task_group in grouping.layers[len(entries)]],
                     "num_experts": len(tensors[f"{prefix}.w_in"]),
+                    "pool_sizes": [pool.num_experts for pool in _pools(routed)],
                     "expert_size": tensors[f"{prefix}.w_in"].shape[1],
                     "shared_size": 0 if shared is None else shared.w_in.shape[0],
                     "top_k": config.moe.top_k,
@@ -259,8 +266,11 @@ def _is_routed(name: str) -> bool:
 
 def _stacked(routed: RoutedFeedForward, part: str) -> Tensor:
     """One tensor over all experts: task group 0's first, then task group 1's, ..."""
-    pools = [routed.pools[f"g{task_group}"] for task_group in range(len(routed.pools))]
-    return torch.cat([getattr(pool, part) for pool in pools])
+    return torch.cat([getattr(pool, part) for pool in _pools(routed)])
+
+
+def _pools(routed: RoutedFeedForward) -> list[Any]:
+    return [routed.pools[f"g{task_group}"] for task_group in range(len(routed.pools))]
 
 
 def check_exportable(config: ModelConfig) -> None:

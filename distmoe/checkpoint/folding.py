@@ -33,10 +33,10 @@ def folded(routed: RoutedFeedForward, *, task_id: int) -> FeedForwardWeights:
         ConfigError: If routes of its gate depend on the tokens.
     """
     routing = routes_by_task(routed.gate)
-    share = routed.gate.num_experts // len(routed.pools)
+    places = [(pool, row) for pool in routed.pools.values() for row in range(pool.num_experts)]
     terms = []
     for expert, weight in zip(routing.expert_ids_TK[task_id].tolist(), routing.weights_TK[task_id], strict=True):
-        pool, row = routed.pools[f"g{expert // share}"], expert % share
+        pool, row = places[expert]
         assert isinstance(pool, ExpertPool)
         assert pool.b_in is not None
         assert pool.b_out is not None

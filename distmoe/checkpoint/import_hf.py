@@ -16,6 +16,7 @@ from distmoe.errors import CheckpointError
 from distmoe.models.build import FIRST_POOL
 from distmoe.models.config import ModelConfig
 from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.models.routed_layer import RoutedLayer
 from distmoe.models.shape import shape_of_folder
 from distmoe.moe.layer import RoutedFeedForward
 
@@ -29,7 +30,8 @@ class ImportReport:
         num_loaded: Tensors of distmoe's dense encoder that were filled.
         ignored: Tensors of the folder that were left out by name: heads of other tasks, buffers.
         fresh: Parameters of the shared encoder that the folder does not have and that keep their fresh values.
-        upcycled_layers: Layers whose experts were made from the dense feed-forward part.
+        upcycled_layers: Routed layers: their experts are made from the dense feed-forward part, or the layers of their
+            task groups are copies.
     """
 
     folder: Path
@@ -41,7 +43,7 @@ class ImportReport:
     def __str__(self) -> str:
         lines = [f"{self.folder}: {self.num_loaded} tensors loaded, 0 missing, 0 unexpected"]
         if self.upcycled_layers:
-            lines.append(f"experts made from the dense feed-forward part of layers {list(self.upcycled_layers)}")
+            lines.append(f"task groups start from the dense layers {list(self.upcycled_layers)}")
         if self.ignored:
             lines.append(f"left out: {', '.join(self.ignored)}")
         if self.fresh:
@@ -65,6 +67,17 @@ def read_translation(folder: Path, num_layers: int) -> Translation:
         )
     tensors = {name: tensor.float() for name, tensor in translation.tensors.items()}
     return Translation(tensors, (), (), translation.ignored)
+
+
+def read_layer(folder: str | Path, layer: int, num_layers: int) -> dict[str, Tensor]:
+    """Returns one pretrained layer's tensors under their names inside the layer, in float32.
+
+    Raises:
+        CheckpointError: If the folder's weights cannot be read.
+    """
+    prefix = f"encoder.layers.{layer}."
+    tensors = read_translation(Path(folder), num_layers).tensors
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def load_pretrained(
@@ -92,7 +105,14 @@ def load_pretrained(
 
     upcycled: list[int] = []
     for index, layer in enumerate(model.encoder.layers):
-        if isinstance(layer.feed_forward, RoutedFeedForward):
+        if isinstance(layer, RoutedLayer):
+            prefix = f"encoder.layers.{index}."
+            whole = {name: remaining.pop(name) for name in list(remaining) if name.startswith(prefix)}
+            for key in layer.variants:
+                own = f"{prefix}variants.{key}."
+                remaining |= {own + name.removeprefix(prefix): tensor for name, tensor in whole.items()}
+            upcycled.append(index)
+        elif isinstance(layer.feed_forward, RoutedFeedForward):
             name = f"encoder.layers.{index}.feed_forward"
             dense = FeedForwardWeights(**{part: remaining.pop(f"{name}.{part}") for part in PARTS})
             _check_shape(f"{name}.w_in", dense.w_in, (model.shape.intermediate_size, model.shape.hidden_size), folder)

@@ -23,6 +23,7 @@ from distmoe.checkpoint.folding import folded
 from distmoe.checkpoint.upcycle import PARTS
 from distmoe.models.config import ModelConfig
 from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.models.routed_layer import RoutedLayer
 from distmoe.models.shape import EncoderShape
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.tasks import TaskGrouping, TaskSet
@@ -79,6 +80,9 @@ def cut_task(
     tensors["heads.bias"] = model.heads.bias[task_id : task_id + 1, : spec.num_outputs].detach().clone()
     kept: list[dict[str, Any]] = []
     for entry in entries:
+        if entry["unit"] == "block":
+            tensors = _own_variant(tensors, entry, task_id)
+            continue
         prefix = f"encoder.layers.{entry['layer']}.feed_forward."
         old = {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
         routed = model.encoder.layers[entry["layer"]].feed_forward
@@ -91,6 +95,19 @@ def cut_task(
         kept += [rest] if rest else []
     kept, tensors = _without_equal_widths(kept, tensors, model.shape)
     return SubNetwork(task_id, tensors, kept, _reasons(config, model.shape, kept), _counts(model, tensors))
+
+
+def _own_variant(tensors: Mapping[str, Tensor], entry: dict[str, Any], task_id: int) -> dict[str, Tensor]:
+    """The layer of the task's group in place of all of them."""
+    own = next(index for index, members in enumerate(entry["task_groups"]) if task_id in members)
+    layer = f"encoder.layers.{entry['layer']}."
+    kept = {}
+    for name, value in tensors.items():
+        if not name.startswith(f"{layer}variants."):
+            kept[name] = value
+        elif name.startswith(f"{layer}variants.g{own}."):
+            kept[layer + name.removeprefix(f"{layer}variants.g{own}.")] = value
+    return kept
 
 
 def _folded_layer(
@@ -111,9 +128,9 @@ def _cut_layer(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Only the experts of the task's group, and the task's rows of the gate."""
     groups = entry["task_groups"]
-    share = entry["num_experts"] // len(groups)
     group = next(index for index, members in enumerate(groups) if task_id in members)
-    rows = {"M": slice(task_id, task_id + 1), "E": slice(group * share, (group + 1) * share)}
+    first, share = sum(entry["pool_sizes"][:group]), entry["pool_sizes"][group]
+    rows = {"M": slice(task_id, task_id + 1), "E": slice(first, first + share)}
     cut = {}
     for name, value in tensors.items():
         if name in PARTS:
@@ -130,8 +147,10 @@ def _cut_layer(
 def _entry_of_one(entry: dict[str, Any], gate: dict[str, Any], *, num_experts: int, width: int) -> dict[str, Any]:
     return {
         "layer": entry["layer"],
+        "unit": "ffn",
         "task_groups": [[0]],
         "num_experts": num_experts,
+        "pool_sizes": [num_experts],
         "expert_size": width,
         "shared_size": 0,
         "top_k": 1,
@@ -185,19 +204,19 @@ def _reasons(config: ModelConfig, shape: EncoderShape, entries: list[dict[str, A
 def _counts(model: MultiTaskEncoder, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
     """Parameters of the whole model and of the sub-network, by part; the constant table of a folded layer is none."""
     routed = tuple(
-        f"encoder.layers.{index}.feed_forward."
+        f"encoder.layers.{index}." + ("" if isinstance(layer, RoutedLayer) else "feed_forward.")
         for index, layer in enumerate(model.encoder.layers)
-        if isinstance(layer.feed_forward, RoutedFeedForward)
+        if isinstance(layer, RoutedLayer) or isinstance(layer.feed_forward, RoutedFeedForward)
     )
 
     def part(name: str) -> str:
         if ".feed_forward.gate." in name:
             return "gates"
         if name.startswith(routed):
-            return "routed feed-forward"
+            return "routed layers"
         return "heads" if name.startswith("heads.") else "shared by all tasks"
 
-    counts = {key: [0, 0] for key in ("shared by all tasks", "routed feed-forward", "gates", "heads")}
+    counts = {key: [0, 0] for key in ("shared by all tasks", "routed layers", "gates", "heads")}
     for name, parameter in model.named_parameters():
         counts[part(name)][0] += parameter.numel()
     for name, value in tensors.items():

@@ -16,6 +16,7 @@ from distmoe.models.layer import EncoderLayer
 from distmoe.models.layer_plan import routed_layers
 from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.models.pooler import Pooler
+from distmoe.models.routed_layer import RoutedLayer
 from distmoe.models.shape import EncoderShape
 from distmoe.moe.build import build_routed_feed_forward
 from distmoe.moe.layer import RoutedFeedForward
@@ -72,11 +73,15 @@ def build_model(
             remedy="give one partition per routed layer in structure.grouping, or change model.moe.layers",
         )
     conditional = _build_conditional(config, shape, num_tasks=len(tasks))
-    layers: list[EncoderLayer] = []
+    layers: list[EncoderLayer | RoutedLayer] = []
     for index in range(shape.num_layers):
         feed_forward: FeedForward | RoutedFeedForward
         if config.moe is not None and index in routed:
             routed_index = routed.index(index)
+            if config.moe.unit == "block":
+                variants = {f"g{own}": build_plain_layer(config, shape) for own in hosting[routed_index].task_groups}
+                layers.append(RoutedLayer(variants, task_group_of=grouping.table(routed_index)))
+                continue
             feed_forward = build_routed_feed_forward(
                 config.moe,
                 layer_index=index,
@@ -121,12 +126,22 @@ def initialise(model: MultiTaskEncoder, *, seed: int, std: float, alike: bool = 
     model.encoder.embeddings.reset(seed, "encoder.embeddings", std)
     for index, layer in enumerate(model.encoder.layers):
         name = f"encoder.layers.{index}"
-        layer.attention.reset(seed, f"{name}.attention", std)  # type: ignore[operator, union-attr]
-        _reset_feed_forward(layer.feed_forward, seed, f"{name}.feed_forward", std, alike)  # type: ignore[arg-type]
+        if isinstance(layer, RoutedLayer):
+            for key, variant in layer.variants.items():
+                own = f"{name}.variants.{FIRST_POOL if alike else key}"
+                reset_layer(variant, seed, own, std)  # type: ignore[arg-type]
+        else:
+            reset_layer(layer, seed, name, std, alike=alike)  # type: ignore[arg-type]
     reset_conditional(model.encoder, seed, "encoder", std)
     model.pooler.reset(seed, "pooler", std)
     model.heads.reset(seed, "heads", std)
     # LayerNorms start as the identity, which is how their constructor leaves them.
+
+
+def reset_layer(layer: EncoderLayer, seed: int, name: str, std: float, *, alike: bool = False) -> None:
+    """Fresh weights of one layer from the streams of its names; its LayerNorms are the identity from the start."""
+    layer.attention.reset(seed, f"{name}.attention", std)
+    _reset_feed_forward(layer.feed_forward, seed, f"{name}.feed_forward", std, alike)
 
 
 def _reset_feed_forward(
@@ -167,6 +182,11 @@ def _build_conditional(config: ModelConfig, shape: EncoderShape, *, num_tasks: i
         layer_norm_eps=shape.layer_norm_eps,
         first_layer=first_layer,
     )
+
+
+def build_plain_layer(config: ModelConfig, shape: EncoderShape) -> EncoderLayer:
+    """A layer that knows of no task: dense, without conditional parts."""
+    return _build_layer(config, shape, FeedForward(shape.hidden_size, shape.intermediate_size, shape.activation), None)
 
 
 def _build_layer(

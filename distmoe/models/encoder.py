@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distmoe.data.batch import TaskBatch
 from distmoe.models.layer import EncoderLayer
+from distmoe.models.routed_layer import RoutedLayer
 from distmoe.moe.routing import Routing, TokenContext
 from distmoe.nn.conditional.alignment import ConditionalAlignment
 from distmoe.nn.conditional.build import ConditionalParts
@@ -33,7 +34,7 @@ class Encoder(nn.Module):
     def __init__(
         self,
         embeddings: EncoderEmbeddings,
-        layers: Sequence[EncoderLayer],
+        layers: Sequence[EncoderLayer | RoutedLayer],
         final_norm: nn.LayerNorm | None,
         conditional: ConditionalParts | None = None,
     ) -> None:

@@ -46,7 +46,7 @@ def host_model(config: RunConfig, plan: Plan, placement: Placement, agreement: A
     groups = process_groups.create(placement, timeout=timedelta(minutes=config.parallel.timeout_minutes))
     model = agreement.run(lambda: _build_model(config, plan, groups))
     top_k = 0 if config.model.moe is None else config.model.moe.top_k
-    parameters = summary.count_parameters(model, num_experts=plan.num_experts(config.model.moe), top_k=top_k)
+    parameters = summary.count_parameters(model, pool_sizes=plan.pool_sizes(config.model.moe), top_k=top_k)
     traffic = tuple(module.traffic for module in model.modules() if isinstance(module, RoutedFeedForward))
     engine = agreement.run(
         lambda: initialize(

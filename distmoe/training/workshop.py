@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from distmoe.training.run_folder import RunFolder
 from distmoe.training.selection import BestScore
 from distmoe.training.state import TrainerState
 from distmoe.training.structural.alignment import AlignmentTerm
+from distmoe.training.structural.amalgamation import Amalgamation, CreatedLayer
 from distmoe.training.structural.probe import ProbeSet
 from distmoe.training.trainer import Trainer
 from distmoe.training.uncertainty import Scorer, UncertaintyLoader
@@ -74,7 +75,16 @@ class Workshop:
     agreement: Agreement
     env: RankEnv
 
-    def rebuild(self, old: Run, *, merges: MergePlan, checkpoint: Path, outlets: Outlets, on_trial: bool) -> Run:
+    def rebuild(
+        self,
+        old: Run,
+        *,
+        merges: MergePlan,
+        checkpoint: Path,
+        outlets: Outlets,
+        on_trial: bool,
+        created: Sequence[CreatedLayer] = (),
+    ) -> Run:
         """The run with merged task groups, its state carried from a checkpoint before the merges. Collective.
 
         Args:
@@ -83,6 +93,7 @@ class Workshop:
             checkpoint: Of the grouping before.
             outlets: Where lines go.
             on_trial: See :class:`~distmoe.training.trainer.Trainer`.
+            created: Joined layers that were not averaged but made anew.
         """
         moe, structure = self.config.model.moe, old.state.structure
         assert moe is not None, "structural learning without routed layers"
@@ -99,15 +110,41 @@ class Workshop:
         carrier = Carrier(
             plan=merges,
             routed_layers=plan.routed_layers,
-            experts_per_task_group=moe.experts_of_layer(1),
+            sizes_before=tuple(moe.pool_sizes(partition) for partition in merges.before.layers),
+            sizes_after=plan.pool_sizes(moe),
+            unit=moe.unit,
+            num_heads=plan.shape.num_heads,
+            mode="merge" if moe.experts_per_task is None else "pool",
             betas=(self.config.optimizer.betas[0], self.config.optimizer.betas[1]),
             names=tuple(run.trainer.engine.tensor_records()),
+            created={layer.merge: layer.tensors for layer in created},
         )
         run.checkpoints.load(checkpoint, carrier)
         if merges.merges:
             # Scores of another structure are no measure for this one, and its checkpoints cannot be loaded into it.
             run.state.best = BestScore(patience=self.config.run.early_stop)
         return run
+
+    def amalgamate(self, run: Run, plan: MergePlan) -> tuple[CreatedLayer, ...]:
+        """Layers that learn to stand in for the members of each merge; none where merges are means. Collective."""
+        learn = self.config.structure.learn
+        if learn is None or learn.amalgamation is None or self.probe is None:
+            return ()
+        engine = run.trainer.engine
+        amalgamation = Amalgamation(
+            model=run.model,
+            config=self.config.model,
+            options=learn.amalgamation,
+            probe=self.probe,
+            model_layers=self.plan.routed_layers,
+            seed=self.config.run.seed,
+            device=engine.device,
+        )
+        engine.eval_mode()
+        try:
+            return amalgamation.create(plan)
+        finally:
+            engine.train_mode()
 
     def loads(self) -> tuple[int, ...]:
         """Tokens of each task per million examples of the mixture: what its share of a merge is proportional to."""
@@ -149,6 +186,7 @@ class Workshop:
         objective = Objective(
             plan.tasks,
             plan.grouping,
+            pool_sizes=plan.pool_sizes(config.model.moe),
             weights=None if config.model.moe is None else config.model.moe.losses,
             world_size=env.world_size,
             all_reduce=_all_reduce if is_distributed() else None,
@@ -238,9 +276,8 @@ def _build_journal(
     if moe is not None:
         statistics = RoutingStatistics(
             num_tasks=len(plan.tasks),
-            num_experts=plan.num_experts(moe),
+            pool_sizes=plan.pool_sizes(moe),
             top_k=moe.top_k,
-            num_task_groups=[plan.grouping.num_task_groups(layer) for layer in range(plan.grouping.num_layers)],
             device=on,
         )
     return Journal(

@@ -65,7 +65,8 @@ def placement_of(config: RunConfig, num_ranks: int) -> Placement | None:
 def test_what_ships_is_what_the_docs_name():
     assert available() == [
         "add_task", "ca_mtl", "ca_mtl_demo", "ca_mtl_moe", "ca_mtl_moe_demo",
-        "demo", "dense", "glue", "nlu", "nlu_dense", "partitioned", "superglue", "task_moe_learned", "token_moe",
+        "demo", "dense", "glue", "mtsl", "mtsl_nlu", "nlu", "nlu_dense", "partitioned", "superglue", "task_moe_learned",
+        "token_moe",
     ]  # fmt: skip
     assert DS_CONFIGS == [
         "zero0_fp32", "zero1_bf16", "zero1_fp32", "zero2_bf16", "zero2_fp16", "zero2_offload", "zero3_bf16",

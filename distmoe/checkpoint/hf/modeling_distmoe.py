@@ -167,14 +167,16 @@ class DistmoeRoutedFeedForward(nn.Module):
         shared = routed["shared_size"]
         self.shared_mlp = DistmoeFeedForward(D, shared, config.hidden_act) if shared else None
         groups = routed["task_groups"]
-        self.share = E // len(groups)
+        # Exports of older versions say no sizes: their task groups have equally many experts.
+        sizes = routed.get("pool_sizes", [E // len(groups)] * len(groups))
+        self.group_of_expert = [g for g, size in enumerate(sizes) for _ in range(size)]
         self.group_of_task = [next(g for g, group in enumerate(groups) if t in group) for t in range(len(config.tasks))]
 
     def forward(self, x_TD, task_ids_T, sequence_ids_T, num_sequences):
         logits_TE = self.gate(x_TD, task_ids_T, sequence_ids_T, num_sequences)
         # Experts of the task's own group only.
         group_T1 = torch.tensor(self.group_of_task, device=x_TD.device)[task_ids_T].unsqueeze(1)
-        foreign_TE = torch.arange(self.num_experts, device=x_TD.device) // self.share != group_T1
+        foreign_TE = torch.tensor(self.group_of_expert, device=x_TD.device) != group_T1
         logits_TE = logits_TE.masked_fill(foreign_TE, float("-inf"))
         expert_ids_TK = logits_TE.topk(self.top_k, dim=-1).indices
         weights_TK = self._weights(logits_TE.softmax(-1).gather(1, expert_ids_TK))
@@ -230,10 +232,35 @@ class DistmoeLayer(nn.Module):
     def _feed_forward(self, x_BSD, tokens):
         if not self.routed:
             return self.feed_forward(x_BSD)
-        index_T, task_ids_T, sequence_ids_T = tokens
+        index_T, task_ids_T, sequence_ids_T, _ = tokens
         x_ND = x_BSD.flatten(0, 1)
         y_TD = self.feed_forward(x_ND[index_T], task_ids_T, sequence_ids_T, len(x_BSD))
         return torch.zeros_like(x_ND).index_copy(0, index_T, y_TD).view_as(x_BSD)
+
+
+class DistmoeRoutedLayer(nn.Module):
+    """A whole layer per task group; a sequence goes through the one of its task's group."""
+
+    def __init__(self, config, routed):
+        super().__init__()
+        groups = routed["task_groups"]
+        self.variants = nn.ModuleDict({f"g{g}": DistmoeLayer(config, None) for g in range(len(groups))})
+        self.group_of_task = [next(g for g, group in enumerate(groups) if t in group) for t in range(len(config.tasks))]
+
+    def forward(self, x_BSD, mask_B11S, tokens):
+        group_B = torch.tensor(self.group_of_task, device=x_BSD.device)[tokens[-1]]
+        y_BSD = torch.zeros_like(x_BSD)
+        for g, variant in enumerate(self.variants.values()):
+            rows_R = (group_B == g).nonzero().squeeze(1)
+            if len(rows_R):
+                y_BSD = y_BSD.index_copy(0, rows_R, variant(x_BSD[rows_R], mask_B11S[rows_R], tokens).to(y_BSD.dtype))
+        return y_BSD
+
+
+def _layer(config, routed):
+    if routed is not None and routed.get("unit") == "block":
+        return DistmoeRoutedLayer(config, routed)
+    return DistmoeLayer(config, routed)
 
 
 class DistmoeEncoder(nn.Module):
@@ -243,7 +270,7 @@ class DistmoeEncoder(nn.Module):
         super().__init__()
         routed = {entry["layer"]: entry for entry in config.routed_layers}
         self.embeddings = DistmoeEmbeddings(config)
-        self.layers = nn.ModuleList(DistmoeLayer(config, routed.get(i)) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(_layer(config, routed.get(i)) for i in range(config.num_hidden_layers))
         pre = config.norm == "pre"
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if pre else None
 
@@ -251,7 +278,7 @@ class DistmoeEncoder(nn.Module):
         """All hidden states [B, S, D]: of the embeddings, then of each layer."""
         index_T = mask_BS.flatten().nonzero().squeeze(1)
         sequence_ids_T = index_T // mask_BS.shape[1]
-        tokens = index_T, task_ids_B[sequence_ids_T], sequence_ids_T
+        tokens = index_T, task_ids_B[sequence_ids_T], sequence_ids_T, task_ids_B
         states = [self.embeddings(input_ids, mask_BS, token_type_ids)]
         for layer in self.layers:
             states.append(layer(states[-1], mask_BS[:, None, None], tokens))

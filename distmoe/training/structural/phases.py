@@ -14,6 +14,7 @@ The engine is built anew for every change: weights and moments are carried by na
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from distmoe.training.journal import Outlets
 from distmoe.training.monitor import Buffer, Monitor
 from distmoe.training.progress import Progress
 from distmoe.training.stop_signal import StopSignal
+from distmoe.training.structural.amalgamation import CreatedLayer
 from distmoe.training.structural.similarity import compare
 from distmoe.training.structural.state import StructureState
 from distmoe.training.structural.trial import Losses, Verdict, judge
@@ -79,19 +81,27 @@ def _structural_phase(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[R
     checkpoint = workshop.folder.checkpoints / f"step_{step}"
     parameters, outlets = run.parameters, run.journal.outlets
     verdicts: tuple[Verdict, ...] = ()
+    created = workshop.amalgamate(run, plan)
     if plan.merges:
-        run, verdicts, stopped = _try(workshop, run, stop, plan=plan, checkpoint=checkpoint, before=before)
+        run, verdicts, stopped = _try(
+            workshop, run, stop, plan=plan, checkpoint=checkpoint, before=before, created=created
+        )
         if stopped is not None:
             run.journal.report_to(outlets)
             return run, stopped
     kept = plan.keep([verdict.merge for verdict in verdicts if verdict.accepted])
     if len(kept.merges) < len(plan.merges):
-        run = workshop.rebuild(run, merges=kept, checkpoint=checkpoint, outlets=outlets, on_trial=False)
+        run = workshop.rebuild(
+            run, merges=kept, checkpoint=checkpoint, outlets=outlets, on_trial=False, created=created
+        )
     structure = structure.decide(
         kept, _learn(workshop), step=run.state.step, num_steps=workshop.config.schedule.num_steps
     )
     run = _settled(run, structure, outlets)
     record = _record(pending.proposals, verdicts, structure, before=parameters, after=run.parameters)
+    assert workshop.config.model.moe is not None
+    record["pool_sizes"] = [workshop.config.model.moe.pool_sizes(own) for own in structure.grouping.layers]
+    record["amalgamation"] = [layer.to_json() for layer in created]
     run.journal.restructured(record | {"seconds": round(time.perf_counter() - began, 2)}, run.state.step)
     run.journal.say(_spell(record, run.state.step))
     run.checkpoints.save(before if run.state.step == step and not kept.merges else None)
@@ -99,7 +109,14 @@ def _structural_phase(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[R
 
 
 def _try(
-    workshop: Workshop, run: Run, stop: StopSignal, *, plan: MergePlan, checkpoint: Path, before: Evaluation
+    workshop: Workshop,
+    run: Run,
+    stop: StopSignal,
+    *,
+    plan: MergePlan,
+    checkpoint: Path,
+    before: Evaluation,
+    created: Sequence[CreatedLayer],
 ) -> tuple[Run, tuple[Verdict, ...], Ended | None]:
     """Both arms of a trial, the one with the merges last; its lines count if every merge is kept."""
     learn, outlets = _learn(workshop), run.journal.outlets
@@ -108,7 +125,9 @@ def _try(
     for merges in (plan.keep(()), plan) if learn.trial_steps else (plan,):
         lines = Buffer()
         silent = Outlets(Monitor((lines,) if workshop.env.rank == 0 else ()), Progress(0, rank=-1))
-        run = workshop.rebuild(run, merges=merges, checkpoint=checkpoint, outlets=silent, on_trial=True)
+        run = workshop.rebuild(
+            run, merges=merges, checkpoint=checkpoint, outlets=silent, on_trial=True, created=created
+        )
         if learn.trial_steps:
             stopped = run.trainer.run(stop, until=run.state.step + learn.trial_steps)
             if stopped is not None:

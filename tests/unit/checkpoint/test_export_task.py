@@ -15,6 +15,7 @@ from distmoe.checkpoint.export_task import export_task, write_task_export
 from distmoe.checkpoint.folding import folded
 from distmoe.errors import CheckpointError, DataError
 from distmoe.models.config import ModelConfig
+from distmoe.models.layer_plan import routed_layers
 from distmoe.models.shape import EncoderShape
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.tasks import TaskGrouping
@@ -45,6 +46,7 @@ STOCK: dict[str, tuple[ModelConfig, EncoderShape | None]] = {
     "two half experts": (model_config(moe_config("task", top_k=2, combine="renorm")), None),
     "every layer of another width": (model_config(moe_config("task", layers="all", shared_expert=True)), None),
     "dense": (model_config(None), None),
+    "whole layers": (model_config(moe_config("task", unit="block", experts_per_task_group=1)), None),
 }
 OWN_CODE: dict[str, tuple[ModelConfig, EncoderShape | None, str]] = {
     "mean pooling": (model_config(moe_config("task"), pooling="mean"), None, "pooling is mean"),
@@ -82,7 +84,7 @@ EXPORTS = dict(PAIRS[: len(CASES)])  # case -> its task
 
 def _write(folder: Path, config: ModelConfig, shape: EncoderShape | None, task_id: int) -> Any:
     model = trained(config, shape)
-    layers = sum(isinstance(layer.feed_forward, RoutedFeedForward) for layer in model.encoder.layers)
+    layers = len(routed_layers(config.moe, model.shape.num_layers))
     grouping = TaskGrouping.uniform(3, layers, PARTITION)
     return write_task_export(folder, model, config=config, tasks=TASKS, grouping=grouping, task_id=task_id,
                              tokenizer_folder=None, metrics={}, title="a title")  # fmt: skip
@@ -140,12 +142,12 @@ def test_what_stock_classes_cannot_compute_is_said(consumed: Any, name: str) -> 
 def test_only_the_experts_of_the_task_are_kept(consumed: Any) -> None:
     """An expert of width 32 has 2 * 16 * 32 + 32 + 16 = 1072 parameters; 4 experts per layer, 2 per task group."""
     counts = consumed["task", 0][0].network.counts
-    assert counts["routed feed-forward"] == (4 * 1072, 1072)
+    assert counts["routed layers"] == (4 * 1072, 1072)
     assert counts["gates"] == (12, 0)
     assert counts["heads"] == (3 * 3 * 17, 2 * 17)
     assert counts["shared by all tasks"][0] == counts["shared by all tasks"][1]
     by_token = consumed["gate token", EXPORTS["gate token"]][0].network.counts
-    assert by_token["routed feed-forward"] == (2 * 4 * 1072, 2 * 2 * 1072)
+    assert by_token["routed layers"] == (2 * 4 * 1072, 2 * 2 * 1072)
     assert by_token["gates"] == (2 * 4 * 16, 2 * 2 * 16)
 
 
