@@ -29,12 +29,15 @@ from distmoe.checkpoint.manifest import Manifest
 from distmoe.checkpoint.store import LoadedState, read_fragments, read_rest
 from distmoe.checkpoint.together import number_of_ranks
 from distmoe.structure.carrying import PoolMode, expert_sources, name_sources, task_group_sources
+from distmoe.structure.feed_forward_tensors import FeedForwardTensors
 from distmoe.structure.gate_rows import ExpertTable, Reach, has_experts, regroup, regroup_moments
 from distmoe.structure.layer_merging import align_layer, permute_layer
+from distmoe.structure.least_squares import Grams, merge_feed_forward_least_squares
 from distmoe.structure.merging import shares_of, weighted_mean
 from distmoe.structure.moment_merging import AdamMoments, mean_moments, sum_moments
 from distmoe.structure.plan import Merge, MergePlan
 from distmoe.structure.pools import align_pools, permute_pool, similar_experts
+from distmoe.tasks.grouping import TaskGroup
 
 _WEIGHT, _MEAN, _SQUARE = "fp32", "exp_avg", "exp_avg_sq"
 _GATE = re.compile(r"encoder\.layers\.(\d+)\.feed_forward\.gate\.")
@@ -62,6 +65,7 @@ class Carrier:
         num_heads: Attention heads of the model.
         betas: Adam's.
         names: All tensors of the new model, over all ranks.
+        grams: What the members of each merge saw: their experts are joined by least squares then.
         created: Weights of layers that were made anew, by merge; their moments are the plain mean of the members'.
     """
 
@@ -74,6 +78,7 @@ class Carrier:
     num_heads: int
     betas: tuple[float, float]
     names: tuple[str, ...]
+    grams: Mapping[tuple[int, TaskGroup], Sequence[Grams]] = field(default_factory=dict)
     created: Mapping[Merge, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def load(self, folder: Path, *, manifest: Manifest, fragments: list[Fragment]) -> LoadedState:
@@ -150,6 +155,7 @@ class Carrier:
         stops = list(accumulate(self.sizes_before[layer]))
         experts: dict[int, dict[str, Parts]] = {}
         loads: dict[int, int] = {}
+        grams: dict[int, Grams] = {}
         for member in members:
             read = {leaf: _read(folder, manifest, f"{self._owned_name(layer, member)}.{leaf}") for leaf in leaves}
             load = self._load_of(layer, member)
@@ -160,11 +166,15 @@ class Carrier:
                     for leaf, parts in read.items()
                 }
                 loads[first + row] = load
+                if self.grams:
+                    grams[first + row] = self.grams[layer, self.plan.before.layers[layer][member]][row]
         start, step = sum(self.sizes_after[layer][:task_group]), int(manifest.optimizer["adam_step"])
         rows = [
             experts[old[0]]
             if len(old) == 1
-            else self._merge([experts[one] for one in old], [loads[one] for one in old], step)
+            else self._merge(
+                [experts[one] for one in old], [loads[one] for one in old], [grams[one] for one in old if grams], step
+            )
             for old in tables[layer][start : start + self.sizes_after[layer][task_group]]
         ]
         for fragment in fragments:
@@ -210,7 +220,10 @@ class Carrier:
     def _load_of(self, layer: int, member: int) -> int:
         return sum(self.plan.loads[task] for task in self.plan.before.layers[layer][member])
 
-    def _merge(self, members: list[dict[str, Parts]], loads: Sequence[int], step: int) -> dict[str, Parts]:
+    def _merge(
+        self, members: list[dict[str, Parts]], loads: Sequence[int], grams: Sequence[Grams], step: int
+    ) -> dict[str, Parts]:
+        """One expert out of several, each a pool of one."""
         permutations = align_pools([{leaf: parts[_WEIGHT] for leaf, parts in own.items()} for own in members])
         aligned: list[Member] = [
             {
@@ -219,7 +232,15 @@ class Carrier:
             }
             for own, permutation in zip(members, permutations, strict=True)
         ]
-        return self._average(aligned, loads, step)
+        merged = self._average(aligned, loads, step)
+        if grams:
+            weights = merge_feed_forward_least_squares(
+                [FeedForwardTensors.of(own[_WEIGHT], 0) for own in aligned],
+                [seen.permuted(order_eF[0]) for seen, order_eF in zip(grams, permutations, strict=True)],
+            )
+            for leaf, weight in weights.by_name().items():
+                merged[leaf][_WEIGHT] = weight.unsqueeze(0)
+        return merged
 
     def _average(self, members: list[Member], loads: Sequence[int], step: int) -> dict[str, Parts]:
         shares = shares_of(loads)

@@ -33,11 +33,12 @@ def folded(routed: RoutedFeedForward, *, task_id: int) -> FeedForwardWeights:
         ConfigError: If routes of its gate depend on the tokens.
     """
     routing = routes_by_task(routed.gate)
-    places = [(pool, row) for pool in routed.pools.values() for row in range(pool.num_experts)]
+    places = [
+        (pool, row) for pool in routed.pools.values() if isinstance(pool, ExpertPool) for row in range(pool.num_experts)
+    ]
     terms = []
     for expert, weight in zip(routing.expert_ids_TK[task_id].tolist(), routing.weights_TK[task_id], strict=True):
         pool, row = places[expert]
-        assert isinstance(pool, ExpertPool)
         assert pool.b_in is not None
         assert pool.b_out is not None
         terms.append((weight, FeedForwardWeights(pool.w_in[row], pool.b_in[row], pool.w_out[row], pool.b_out[row])))

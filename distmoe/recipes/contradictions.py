@@ -163,6 +163,14 @@ def _check_learning(config: RunConfig, learn: LearnConfig) -> None:
             expected="model.moe.unit=block and parallel.placement=colocated",
             remedy="set both, or structure.learn.amalgamation=null: joined layers are means then",
         )
+    if learn.mean == "least_squares" and (moe.unit != "ffn" or config.parallel.placement != "colocated"):
+        raise ConfigError(
+            "only feed-forward parts that every rank reaches are averaged by least squares",
+            got=f"structure.learn.mean=least_squares with model.moe.unit={moe.unit}, "
+            f"parallel.placement={config.parallel.placement}",
+            expected="model.moe.unit=ffn and parallel.placement=colocated",
+            remedy="set both, or structure.learn.mean=tokens",
+        )
     if learn.alignment_examples > learn.probe_examples:
         raise ConfigError(
             "the alignment term takes its sequences from the probe set",

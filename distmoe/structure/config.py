@@ -50,6 +50,12 @@ class LearnConfig(Section):
         description="null: a joined layer is the mean of its members, aligned and weighted by tokens. Else it is a "
         "fresh one that learns to reproduce them, as in the paper; only model.moe.unit=block.",
     )
+    mean: Literal["tokens", "least_squares"] = Field(
+        "tokens",
+        description="How experts are averaged: by their tasks' tokens; or so that the result comes closest to each of "
+        "them on its own tasks' examples of the probe set (RegMean), at the cost of one pass and of matrices of "
+        "width x width per expert. Only model.moe.unit=ffn.",
+    )
     trial_steps: int = Field(
         100,
         ge=0,

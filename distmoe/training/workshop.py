@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -37,6 +37,7 @@ from distmoe.training.selection import BestScore
 from distmoe.training.state import TrainerState
 from distmoe.training.structural.alignment import AlignmentTerm
 from distmoe.training.structural.amalgamation import Amalgamation, CreatedLayer
+from distmoe.training.structural.grams import MemberGrams, member_grams
 from distmoe.training.structural.probe import ProbeSet
 from distmoe.training.trainer import Trainer
 from distmoe.training.uncertainty import Scorer, UncertaintyLoader
@@ -64,6 +65,19 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Makings:
+    """What joined layers are made with, besides the members' weights and moments.
+
+    Attributes:
+        grams: What the members saw, for a mean by least squares.
+        layers: Layers that learned to stand in for their members.
+    """
+
+    grams: MemberGrams = field(default_factory=dict)
+    layers: tuple[CreatedLayer, ...] = ()
+
+
+@dataclass(frozen=True)
 class Workshop:
     """Builds the part of a run that depends on the task grouping."""
 
@@ -83,7 +97,7 @@ class Workshop:
         checkpoint: Path,
         outlets: Outlets,
         on_trial: bool,
-        created: Sequence[CreatedLayer] = (),
+        makings: Makings | None = None,
     ) -> Run:
         """The run with merged task groups, its state carried from a checkpoint before the merges. Collective.
 
@@ -93,7 +107,7 @@ class Workshop:
             checkpoint: Of the grouping before.
             outlets: Where lines go.
             on_trial: See :class:`~distmoe.training.trainer.Trainer`.
-            created: Joined layers that were not averaged but made anew.
+            makings: What joined layers are made with, besides their members; None: nothing more.
         """
         moe, structure = self.config.model.moe, old.state.structure
         assert moe is not None, "structural learning without routed layers"
@@ -117,7 +131,8 @@ class Workshop:
             mode="merge" if moe.experts_per_task is None else "pool",
             betas=(self.config.optimizer.betas[0], self.config.optimizer.betas[1]),
             names=tuple(run.trainer.engine.tensor_records()),
-            created={layer.merge: layer.tensors for layer in created},
+            grams={} if makings is None else makings.grams,
+            created={} if makings is None else {layer.merge: layer.tensors for layer in makings.layers},
         )
         run.checkpoints.load(checkpoint, carrier)
         if merges.merges:
@@ -125,24 +140,36 @@ class Workshop:
             run.state.best = BestScore(patience=self.config.run.early_stop)
         return run
 
-    def amalgamate(self, run: Run, plan: MergePlan) -> tuple[CreatedLayer, ...]:
-        """Layers that learn to stand in for the members of each merge; none where merges are means. Collective."""
-        learn = self.config.structure.learn
-        if learn is None or learn.amalgamation is None or self.probe is None:
-            return ()
-        engine = run.trainer.engine
-        amalgamation = Amalgamation(
-            model=run.model,
-            config=self.config.model,
-            options=learn.amalgamation,
-            probe=self.probe,
-            model_layers=self.plan.routed_layers,
-            seed=self.config.run.seed,
-            device=engine.device,
-        )
+    def prepare(self, run: Run, plan: MergePlan) -> Makings:
+        """What the joined layers of a plan are made with, from the model before it. Collective."""
+        learn, engine = self.config.structure.learn, run.trainer.engine
+        assert learn is not None, "structural learning without options"
+        assert self.probe is not None, "structural learning without a probe set"
         engine.eval_mode()
         try:
-            return amalgamation.create(plan)
+            if learn.amalgamation is not None:
+                amalgamation = Amalgamation(
+                    model=run.model,
+                    config=self.config.model,
+                    options=learn.amalgamation,
+                    probe=self.probe,
+                    model_layers=self.plan.routed_layers,
+                    seed=self.config.run.seed,
+                    device=engine.device,
+                )
+                return Makings(layers=amalgamation.create(plan))
+            if learn.mean == "least_squares" and plan.merges:
+                grams = member_grams(
+                    run.model,
+                    plan,
+                    probe=self.probe,
+                    model_layers=self.plan.routed_layers,
+                    rank=self.env.rank,
+                    num_ranks=self.env.world_size,
+                    device=engine.device,
+                )
+                return Makings(grams=grams)
+            return Makings()
         finally:
             engine.train_mode()
 

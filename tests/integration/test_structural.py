@@ -104,6 +104,18 @@ def test_a_run_killed_at_any_stage_equals_an_uninterrupted_one(whole: Path, tmp_
 
 
 @pytest.mark.slow
+def test_means_by_least_squares_are_those_of_one_process_on_two_ranks(tmp_path: Path) -> None:
+    options = LEARN[-1].replace("tolerance", "mean: least_squares, tolerance")
+    folders_of = [tmp_path / f"{num_ranks}" for num_ranks in (1, 2)]
+    for num_ranks, folder in zip((1, 2), folders_of, strict=True):
+        ended = train(folder, "model.dropout=0", "model.attention_dropout=0", options, num_ranks=num_ranks)
+        assert ended.code == 0, ended.output
+    first, second = ([line for line in metrics(path / "run") if "loss" in line] for path in folders_of)
+    for alone, shared in zip(first, second, strict=True):
+        assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
 def test_task_groups_pool_their_experts_and_merge_them_beyond_a_limit(tmp_path: Path) -> None:
     """One expert per task, at most three per pool: four joined tasks keep three."""
     pooled = ("model.moe.experts_per_task_group=null", "model.moe.experts_per_task=1", "model.moe.largest_pool=3")

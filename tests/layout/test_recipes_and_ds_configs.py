@@ -21,7 +21,10 @@ from distmoe.training.grouping import resolve_grouping
 ROOT = Path(__file__).parents[2]
 DS_CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 FOLDERS = ["data.root=.", "model.pretrained=folder"]
-OVERRIDES = {"nlu": ["data.root=."], "nlu_dense": ["data.root=."], "ca_mtl": FOLDERS, "ca_mtl_moe": FOLDERS}
+OVERRIDES = {
+    "nlu": ["data.root=."], "nlu_dense": ["data.root=."], "mtsl_nlu": ["data.root=."], "ca_mtl": FOLDERS,
+    "ca_mtl_moe": FOLDERS,
+}  # fmt: skip
 
 TASKS = TaskSet(
     tuple(

@@ -14,7 +14,6 @@ The engine is built anew for every change: weights and moments are carried by na
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,14 +29,13 @@ from distmoe.training.journal import Outlets
 from distmoe.training.monitor import Buffer, Monitor
 from distmoe.training.progress import Progress
 from distmoe.training.stop_signal import StopSignal
-from distmoe.training.structural.amalgamation import CreatedLayer
 from distmoe.training.structural.similarity import compare
 from distmoe.training.structural.state import StructureState
 from distmoe.training.structural.trial import Losses, Verdict, judge
 
 if TYPE_CHECKING:
     from distmoe.training.trainer import Ended
-    from distmoe.training.workshop import Run, Workshop
+    from distmoe.training.workshop import Makings, Run, Workshop
 
 
 def train_in_phases(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[Run, Ended]:
@@ -81,10 +79,10 @@ def _structural_phase(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[R
     checkpoint = workshop.folder.checkpoints / f"step_{step}"
     parameters, outlets = run.parameters, run.journal.outlets
     verdicts: tuple[Verdict, ...] = ()
-    created = workshop.amalgamate(run, plan)
+    makings = workshop.prepare(run, plan)
     if plan.merges:
         run, verdicts, stopped = _try(
-            workshop, run, stop, plan=plan, checkpoint=checkpoint, before=before, created=created
+            workshop, run, stop, plan=plan, checkpoint=checkpoint, before=before, makings=makings
         )
         if stopped is not None:
             run.journal.report_to(outlets)
@@ -92,7 +90,7 @@ def _structural_phase(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[R
     kept = plan.keep([verdict.merge for verdict in verdicts if verdict.accepted])
     if len(kept.merges) < len(plan.merges):
         run = workshop.rebuild(
-            run, merges=kept, checkpoint=checkpoint, outlets=outlets, on_trial=False, created=created
+            run, merges=kept, checkpoint=checkpoint, outlets=outlets, on_trial=False, makings=makings
         )
     structure = structure.decide(
         kept, _learn(workshop), step=run.state.step, num_steps=workshop.config.schedule.num_steps
@@ -101,7 +99,7 @@ def _structural_phase(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[R
     record = _record(pending.proposals, verdicts, structure, before=parameters, after=run.parameters)
     assert workshop.config.model.moe is not None
     record["pool_sizes"] = [workshop.config.model.moe.pool_sizes(own) for own in structure.grouping.layers]
-    record["amalgamation"] = [layer.to_json() for layer in created]
+    record["amalgamation"] = [layer.to_json() for layer in makings.layers]
     run.journal.restructured(record | {"seconds": round(time.perf_counter() - began, 2)}, run.state.step)
     run.journal.say(_spell(record, run.state.step))
     run.checkpoints.save(before if run.state.step == step and not kept.merges else None)
@@ -116,7 +114,7 @@ def _try(
     plan: MergePlan,
     checkpoint: Path,
     before: Evaluation,
-    created: Sequence[CreatedLayer],
+    makings: Makings,
 ) -> tuple[Run, tuple[Verdict, ...], Ended | None]:
     """Both arms of a trial, the one with the merges last; its lines count if every merge is kept."""
     learn, outlets = _learn(workshop), run.journal.outlets
@@ -126,7 +124,7 @@ def _try(
         lines = Buffer()
         silent = Outlets(Monitor((lines,) if workshop.env.rank == 0 else ()), Progress(0, rank=-1))
         run = workshop.rebuild(
-            run, merges=merges, checkpoint=checkpoint, outlets=silent, on_trial=True, created=created
+            run, merges=merges, checkpoint=checkpoint, outlets=silent, on_trial=True, makings=makings
         )
         if learn.trial_steps:
             stopped = run.trainer.run(stop, until=run.state.step + learn.trial_steps)

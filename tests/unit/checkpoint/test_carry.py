@@ -19,6 +19,7 @@ from distmoe.checkpoint.fragments import Fragment
 from distmoe.checkpoint.global_view import replicated
 from distmoe.checkpoint.manifest import Manifest, TensorRecord
 from distmoe.errors import CheckpointError
+from distmoe.structure.least_squares import Grams
 from distmoe.structure.moment_merging import AdamMoments, sum_moments
 from distmoe.structure.plan import Merge, MergePlan
 from distmoe.tasks import TaskGrouping, TaskSet, TaskSpec
@@ -89,7 +90,9 @@ def carrier(names: tuple[str, ...], plan: MergePlan = PLAN, pooled: int | None =
     )  # fmt: skip
 
 
-def load(folder: Path, plan: MergePlan = PLAN, pooled: int | None = None) -> dict[str, Tensor]:
+def load(
+    folder: Path, plan: MergePlan = PLAN, pooled: int | None = None, grams: dict | None = None
+) -> dict[str, Tensor]:
     """Every tensor in two pieces, as two ranks of ZeRO would hold it."""
     new = {f"{part}/{name}": torch.zeros(shape) for name, shape in shapes(plan.after, pooled).items() for part in PARTS}
     fragments = []
@@ -99,7 +102,7 @@ def load(folder: Path, plan: MergePlan = PLAN, pooled: int | None = None) -> dic
     names = tuple(shapes(plan.after))
     manifest = store.check(folder, tasks=TASKS)
     for part in (fragments[::2], fragments[1::2]):
-        carrier(names, plan, pooled).load(folder, manifest=manifest, fragments=part)
+        replace(carrier(names, plan, pooled), grams=grams or {}).load(folder, manifest=manifest, fragments=part)
     return new
 
 
@@ -126,6 +129,22 @@ def test_merged_pools_are_load_weighted_means_with_added_moments(folder: Path, o
         )
         assert torch.equal(new[pools % ("exp_avg", 0)], moments.mean)
         assert torch.equal(new[pools % ("exp_avg_sq", 0)], moments.square)
+
+
+def test_with_what_the_members_saw_weights_are_joined_by_least_squares_and_moments_as_ever(
+    folder: Path, old: dict
+) -> None:
+    """Each member saw inputs along one axis only, so the joined input weights take each axis from its member."""
+
+    def seen(axis: int) -> Grams:
+        return Grams(torch.diag(torch.eye(4, dtype=torch.float64)[axis]), torch.eye(3, dtype=torch.float64))
+
+    grams = {(0, (0,)): (seen(0),), (0, (2,)): (seen(1),)}
+    new, means, pools = load(folder, grams=grams), load(folder), "%s/encoder.layers.1.feed_forward.pools.g%d.w_in"
+    found = new[pools % ("fp32", 0)]
+    torch.testing.assert_close(found[..., 0], old[pools % ("fp32", 0)][..., 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[..., 1], old[pools % ("fp32", 2)][..., 1], rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(new[key], means[key]) for key in means if not key.startswith("fp32/"))
 
 
 def test_gates_follow_their_experts(folder: Path, old: dict) -> None:

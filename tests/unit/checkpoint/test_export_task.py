@@ -167,7 +167,7 @@ def test_a_checkpoint_gives_a_task_with_tokenizer_and_table(tmp_path: Path, caps
     out = tmp_path / "out"
     assert main_of("convert_to_hf")([str(checkpoint), str(out), "--task", "topic"]) == 0
     text = capsys.readouterr().out
-    assert "routed feed-forward            4,288         1,072         3,216" in text
+    assert "routed layers                  4,288         1,072         3,216" in text
     assert "BertForSequenceClassification.from_pretrained" in text
     values = json.loads((out / "config.json").read_text())
     assert values["id2label"] == {"0": "a", "1": "b", "2": "c"}
