@@ -12,6 +12,7 @@ Shape letters: M tasks, E experts of the layer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -66,7 +67,9 @@ def regroup(name: str, tensor: Tensor, table: ExpertTable, reach_M: Sequence[Rea
 
     axes = axes_of(name)
     if "M" not in axes:
-        return _along_experts(tensor, axes.index("E"), table, mean)
+        new = _along_experts(tensor, axes.index("E"), table, mean)
+        # A bias makes up for the experts of one pool that are gone: logsumexp where their scores agree.
+        return new + tensor.new_tensor([_gone(old, reach_M) for old in table]) if axes == "E" else new
     grown = axes == "ME"
     # In a table of scores, experts that become one keep their total probability.
     join = (lambda rows: torch.stack(rows).logsumexp(dim=0)) if grown else mean
@@ -78,6 +81,11 @@ def regroup(name: str, tensor: Tensor, table: ExpertTable, reach_M: Sequence[Rea
             if foreign:
                 new[task, foreign] = new[task, own].min() - _MARGIN
     return new
+
+
+def _gone(old: Sequence[int], reach_M: Sequence[Reach]) -> float:
+    """Logarithm of how many of these experts one task could choose among."""
+    return math.log(max(1, *(sum(expert in reach.old for expert in old) for reach in reach_M)))
 
 
 def regroup_moments(

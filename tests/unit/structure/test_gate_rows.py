@@ -64,3 +64,16 @@ def test_experts_of_one_pool_that_become_one_keep_their_total_probability() -> N
     found = regroup("gate.logits_ME", logits_ME, ((0, 2), (1,)), (Reach(range(0, 3), range(0, 2)),))
     before, after = logits_ME.softmax(dim=1), found.softmax(dim=1)
     torch.testing.assert_close(after, torch.stack([before[:, 0] + before[:, 2], before[:, 1]], dim=1))
+
+
+def test_a_router_with_a_bias_keeps_the_total_probability_of_equal_experts_of_one_pool() -> None:
+    """Experts 0 and 1 of one pool become one; of two pools they would not have competed, and the bias is their mean."""
+    weight_ED, bias_E = torch.tensor([[1.0, -2.0], [1.0, -2.0], [0.5, 0.5]]), torch.tensor([0.3, 0.3, 0.0])
+    table, x_D = ((0, 1), (2,)), torch.tensor([0.7, 0.1])
+    one_pool = (Reach(range(0, 3), range(0, 2)),)
+    row_ED, merged_E = (regroup(f"gate.{name}", tensor, table, one_pool) for name, tensor in
+                        (("w_out_ED", weight_ED), ("b_out_E", bias_E)))  # fmt: skip
+    before, after = (weight_ED @ x_D + bias_E).softmax(dim=0), (row_ED @ x_D + merged_E).softmax(dim=0)
+    torch.testing.assert_close(after[1], before[2])
+    apart = (Reach(range(0, 1), range(0, 1)), Reach(range(1, 2), range(0, 1)), Reach(range(2, 3), range(1, 2)))
+    assert regroup("gate.b_out_E", bias_E, table, apart).tolist() == bias_E[[0, 2]].tolist()
