@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distmoe.models.layer import EncoderLayer
 from distmoe.moe.routing import Routing, TokenContext
 from distmoe.nn.conditional.conditioning import Conditioning
+from distmoe.parallel.traffic import TrafficCounter
 
 
 class RoutedLayer(nn.Module):
@@ -33,6 +34,7 @@ class RoutedLayer(nn.Module):
         super().__init__()
         self.variants = nn.ModuleDict(variants)
         self._task_group_of = tuple(task_group_of)
+        self.traffic = TrafficCounter()  # stays at zero
         # Not persistent: it follows from the task grouping.
         self.task_group_of_M: Tensor
         self.register_buffer("task_group_of_M", torch.tensor(task_group_of), persistent=False)

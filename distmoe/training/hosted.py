@@ -12,6 +12,7 @@ from distmoe.engine.initialize import initialize
 from distmoe.log import get_logger
 from distmoe.models.build import build_model
 from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.models.routed_layer import RoutedLayer
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.nn.conditional.counts import ParameterShares
 from distmoe.parallel import process_groups
@@ -47,7 +48,8 @@ def host_model(config: RunConfig, plan: Plan, placement: Placement, agreement: A
     model = agreement.run(lambda: _build_model(config, plan, groups))
     top_k = 0 if config.model.moe is None else config.model.moe.top_k
     parameters = summary.count_parameters(model, pool_sizes=plan.pool_sizes(config.model.moe), top_k=top_k)
-    traffic = tuple(module.traffic for module in model.modules() if isinstance(module, RoutedFeedForward))
+    routed = (RoutedFeedForward, RoutedLayer)
+    traffic = tuple(module.traffic for module in model.modules() if isinstance(module, routed))
     engine = agreement.run(
         lambda: initialize(
             model, settings=plan.settings, optimizer=config.optimizer, process_groups=groups, placement=placement
