@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Which task groups does a checkpoint suggest? No training: similarities, pictures, a section for a recipe.
+"""Which task groups does a model suggest? No training: similarities, pictures, a section for a recipe.
 
 python tools/learn_groups.py runs/NAME/checkpoints/step_N
 python tools/learn_groups.py runs/NAME/checkpoints/step_N --tasks sst2 cola mrpc --threshold 0.9 --out groups
+python tools/learn_groups.py HF_DIR --data FOLDER --tasks sst2 cola mrpc
 
-The checkpoint's tasks must have layers of their own (structure.grouping=per_task) and have trained for a while from one
-start; see docs/structural_learning.md.
+Best is a checkpoint whose tasks have layers of their own (structure.grouping=per_task) and have trained for a while
+from one start. In a dense model, or in a Hugging Face BERT or RoBERTa folder, only what tasks feed into the shared
+layers can be compared; see docs/structural_learning.md.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from pathlib import Path
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Propose task groups from a checkpoint.")
-    parser.add_argument("checkpoint", type=Path, help="folder runs/NAME/checkpoints/step_N")
+    parser = argparse.ArgumentParser(description="Propose task groups from a trained model.")
+    parser.add_argument("source", type=Path, help="folder runs/NAME/checkpoints/step_N, or a Hugging Face folder")
+    parser.add_argument("--data", type=Path, help="folder of task folders; for a Hugging Face folder")
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="look at these tasks only")
     parser.add_argument("--threshold", type=float, default=0.8, help="similarity above which tasks are joined")
     parser.add_argument("--examples", type=int, default=1024, help="training examples to compare on")
@@ -31,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         finding = examine(
-            arguments.checkpoint,
+            arguments.source,
+            data=arguments.data,
             names=arguments.tasks,
             threshold=arguments.threshold,
             num_examples=arguments.examples,
@@ -39,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     except DistmoeError as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 2
+    print(f"similarity: {finding.measure}")
     for layer in finding.layers:
         print(f"layer {layer.layer}")
         rows = [] if layer.similarity is None else layer.similarity.to_json()

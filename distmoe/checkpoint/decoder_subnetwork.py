@@ -89,12 +89,12 @@ def _counts(model: MultiTaskDecoder, tensors: Mapping[str, Tensor]) -> dict[str,
         if ".feed_forward.gate." in name:
             return "gates"
         if name.startswith(routed):
-            return "routed feed-forward"
+            return "routed layers"
         return "heads" if name.startswith("heads.") else "shared by all tasks"
 
     whole = {name: parameter.numel() for name, parameter in model.named_parameters()}
     own = {name: value.numel() for name, value in tensors.items() if not name.endswith("gate.table_ME")}
-    parts = ("shared by all tasks", "routed feed-forward", "gates", "heads")
+    parts = ("shared by all tasks", "routed layers", "gates", "heads")
     return {
         key: (
             sum(count for name, count in whole.items() if part(name) == key),

@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,21 @@ def _read(checkpoint: Path | str) -> StoredModel:
             expected="a checkpoint of an encoder",
             remedy="start a run with the other tasks from an export of this one's weights",
         )
+    moe = loaded.model.moe
+    if moe is not None and moe.experts_per_task is not None:
+        raise CheckpointError(
+            "the experts of this model are counted by its tasks, so they would change with them",
+            got=f"model.moe.experts_per_task={moe.experts_per_task}",
+            expected="experts per layer or per task group",
+            remedy="train with model.moe.num_experts or model.moe.experts_per_task_group to edit tasks afterwards",
+        )
+    if moe is not None and moe.unit == "block":
+        raise CheckpointError(
+            "tasks of a model with whole layers per task group cannot be edited",
+            got="model.moe.unit=block",
+            expected="model.moe.unit=ffn",
+            remedy="train anew with the other task set",
+        )
     store.check(loaded.folder, tasks=loaded.tasks, grouping=loaded.grouping)
     return loaded
 
@@ -267,7 +283,8 @@ def _config_of_new_run(
     moe = config.get("model", {}).get("moe")
     if moe is not None and edit.grouping.layers:
         assert loaded.model.moe is not None
-        moe["num_experts"] = edit.num_experts(loaded.model.moe.num_experts, loaded.grouping)
+        if loaded.model.moe.experts_per_task_group is None:
+            moe["num_experts"] = edit.num_experts(loaded.model.moe.num_experts, loaded.grouping)
         config.setdefault("structure", {})["grouping"] = [
             [[edit.tasks[task].name for task in members] for members in partition] for partition in edit.grouping.layers
         ]
@@ -407,16 +424,13 @@ class _Mover:
             return source.select(axis, int(self.mixture_M.argmax()))
         return torch.tensordot(self.mixture_M.to(source), source, dims=([0], [axis]))
 
-    def _share(self) -> int:
-        assert self.index is not None
-        assert self.loaded.model.moe is not None
-        return self.loaded.model.moe.num_experts // self.loaded.grouping.num_task_groups(self.index)
-
     def _expert_origin(self) -> list[int]:
         """New expert of the layer -> old one."""
         assert self.index is not None
-        share = self._share()
-        return [old * share + place for old in self.edit.group_origin[self.index] for place in range(share)]
+        assert self.loaded.model.moe is not None
+        sizes = self.loaded.model.moe.pool_sizes(self.loaded.grouping.layers[self.index])
+        first = list(accumulate(sizes, initial=0))
+        return [first[old] + place for old in self.edit.group_origin[self.index] for place in range(sizes[old])]
 
     def _renumbered(self, table: Tensor) -> Tensor:
         """A table of expert numbers in the new numbering."""

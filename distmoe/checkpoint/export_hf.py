@@ -29,6 +29,7 @@ from distmoe.models.config import ModelConfig
 from distmoe.models.layer_plan import routed_layers
 from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.models.multitask_decoder import MultiTaskDecoder
+from distmoe.models.routed_layer import RoutedLayer
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.tasks import TaskGrouping, TaskSet
 
@@ -149,6 +150,10 @@ def exported_tensors(
         tensors |= {f"encoder.{name}": value for name, value in tables.tensors.items()}
     entries: list[dict[str, Any]] = []
     for index, layer in enumerate(model.encoder.layers):
+        if isinstance(layer, RoutedLayer):
+            partition = [list(task_group) for task_group in grouping.layers[len(entries)]]
+            entries.append({"layer": index, "unit": "block", "task_groups": partition})
+            continue
         routed = layer.feed_forward
         if isinstance(routed, RoutedFeedForward):
             assert config.moe is not None

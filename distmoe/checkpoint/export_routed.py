@@ -39,8 +39,10 @@ def exported_routed(
     shared = routed.shared_mlp
     entry = {
         "layer": layer,
+        "unit": "ffn",
         "task_groups": [list(task_group) for task_group in task_groups],
         "num_experts": tensors["w_out"].shape[0],
+        "pool_sizes": [pool.num_experts for pool in pools],
         "expert_size": tensors["w_out"].shape[2],
         "shared_size": 0 if shared is None else shared.w_out.shape[1],
         "top_k": moe.top_k,
@@ -84,9 +86,9 @@ def _cut(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Only the experts of the task's group, and the task's rows of the gate."""
     groups = entry["task_groups"]
-    share = entry["num_experts"] // len(groups)
     group = next(index for index, members in enumerate(groups) if task_id in members)
-    rows = {"M": slice(task_id, task_id + 1), "E": slice(group * share, (group + 1) * share)}
+    first, share = sum(entry["pool_sizes"][:group]), entry["pool_sizes"][group]
+    rows = {"M": slice(task_id, task_id + 1), "E": slice(first, first + share)}
     cut = {}
     for name, value in tensors.items():
         if name in PARTS:
@@ -103,8 +105,10 @@ def _cut(
 def _entry_of_one(entry: dict[str, Any], gate: dict[str, Any], *, num_experts: int, width: int) -> dict[str, Any]:
     return {
         "layer": entry["layer"],
+        "unit": "ffn",
         "task_groups": [[0]],
         "num_experts": num_experts,
+        "pool_sizes": [num_experts],
         "expert_size": width,
         "shared_size": 0,
         "top_k": 1,

@@ -35,12 +35,12 @@ def folded(routed: RoutedFeedForward, *, task_id: int) -> FeedForwardWeights:
         ConfigError: If routes of its gate depend on the tokens.
     """
     routing = routes_by_task(routed.gate)
-    share = routed.gate.num_experts // len(routed.pools)
+    places = [
+        (pool, row) for pool in routed.pools.values() if isinstance(pool, ExpertPool) for row in range(pool.num_experts)
+    ]
     terms: list[tuple[Tensor, FeedForward | ExpertPool, int | None]] = []
     for expert, weight in zip(routing.expert_ids_TK[task_id].tolist(), routing.weights_TK[task_id], strict=True):
-        pool = routed.pools[f"g{expert // share}"]
-        assert isinstance(pool, ExpertPool)
-        terms.append((weight, pool, expert % share))
+        terms.append((weight, *places[expert]))
     if routed.shared_mlp is not None:
         terms.append((torch.ones(()), routed.shared_mlp, None))
     parts = [(weight, _weights(source, row)) for weight, source, row in terms]

@@ -19,7 +19,8 @@ from distmoe.models.config import ModelConfig
 from distmoe.models.decoder_shape import DecoderShape, check_head
 from distmoe.models.feed_forward import FIRST_POOL
 from distmoe.models.multitask_decoder import MultiTaskDecoder
-from distmoe.models.shape import ModelShape, shape_of_folder
+from distmoe.models.routed_layer import RoutedLayer
+from distmoe.models.shape import EncoderShape, ModelShape, shape_of_folder
 from distmoe.moe.layer import RoutedFeedForward
 
 
@@ -32,7 +33,8 @@ class ImportReport:
         num_loaded: Tensors of distmoe's dense model that were filled.
         ignored: Tensors of the folder that were left out by name: heads of other tasks, buffers.
         fresh: Parameters of the shared model that the folder does not have and that keep their fresh values.
-        upcycled_layers: Layers whose experts were made from the dense feed-forward part.
+        upcycled_layers: Routed layers: their experts are made from the dense feed-forward part, or the layers of their
+            task groups are copies.
     """
 
     folder: Path
@@ -44,7 +46,7 @@ class ImportReport:
     def __str__(self) -> str:
         lines = [f"{self.folder}: {self.num_loaded} tensors loaded, 0 missing, 0 unexpected"]
         if self.upcycled_layers:
-            lines.append(f"experts made from the dense feed-forward part of layers {list(self.upcycled_layers)}")
+            lines.append(f"task groups start from the dense layers {list(self.upcycled_layers)}")
         if self.ignored:
             lines.append(f"left out: {', '.join(self.ignored)}")
         if self.fresh:
@@ -72,6 +74,17 @@ def read_translation(folder: Path, shape: ModelShape) -> Translation:
         )
     tensors = {name: tensor.float() for name, tensor in translation.tensors.items()}
     return Translation(tensors, (), (), translation.ignored)
+
+
+def read_layer(folder: str | Path, layer: int, shape: EncoderShape) -> dict[str, Tensor]:
+    """Returns one layer's tensors of a pretrained encoder under their names inside the layer, in float32.
+
+    Raises:
+        CheckpointError: If the folder's weights cannot be read.
+    """
+    prefix = f"encoder.layers.{layer}."
+    tensors = read_translation(Path(folder), shape).tensors
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def load_pretrained(
@@ -107,7 +120,14 @@ def load_pretrained(
     upcycled: list[int] = []
     stack = "decoder" if isinstance(model, MultiTaskDecoder) else "encoder"
     for index, layer in enumerate(model.get_submodule(stack).layers):  # type: ignore[arg-type]
-        if isinstance(layer.feed_forward, RoutedFeedForward):
+        if isinstance(layer, RoutedLayer):
+            prefix = f"{stack}.layers.{index}."
+            whole = {name: remaining.pop(name) for name in list(remaining) if name.startswith(prefix)}
+            for key in layer.variants:
+                own = f"{prefix}variants.{key}."
+                remaining |= {own + name.removeprefix(prefix): tensor for name, tensor in whole.items()}
+            upcycled.append(index)
+        elif isinstance(layer.feed_forward, RoutedFeedForward):
             name = f"{stack}.layers.{index}.feed_forward"
             w_in, b_in, w_out, b_out = (remaining.pop(f"{name}.{part}", None) for part in PARTS)
             assert w_in is not None, f"the table fills {name}"

@@ -20,9 +20,10 @@ from distmoe.checkpoint.store import TRAINER
 from distmoe.nn.conditional.counts import ParameterShares
 from distmoe.tasks import TaskGrouping, TaskSet
 
-_POOL = re.compile(r"(?:encoder|decoder)\.layers\.(\d+)\.feed_forward\.pools\.g(\d+)\.(\w+)")
+# Experts, or with unit block the whole layer of a task group: one expert of the layer's width.
+_POOL = re.compile(r"(?:encoder|decoder)\.layers\.(\d+)\.(?:feed_forward\.pools|variants)\.g(\d+)\.(.+)")
 _PARTS = (
-    ("experts", re.compile(r"\.pools\.")),
+    ("experts", re.compile(r"\.(pools|variants)\.")),
     ("gates", re.compile(r"\.gate\.")),
     ("heads", re.compile(r"^heads\.")),
     ("embeddings", re.compile(r"^(?:encoder|decoder)\.embeddings\.")),
@@ -162,8 +163,9 @@ def _pools(tensors: Mapping[str, TensorRecord], tasks: TaskSet, grouping: TaskGr
             Pool(
                 task_group,
                 tuple(tasks[task].name for task in partition[task_group]),
-                parts["w_out"][0],
-                parts["w_out"][2],  # gated experts pack two factors into w_in
+                parts["w_out"][0] if "w_out" in parts else 1,
+                # Gated experts pack two factors into w_in: w_out says the width.
+                parts["w_out"][2] if "w_out" in parts else parts["feed_forward.w_out"][1],
                 sum(map(prod, parts.values())),
             )
             for task_group, parts in sorted(shapes[layer].items())

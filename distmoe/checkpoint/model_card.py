@@ -160,7 +160,9 @@ def _architecture(shape: ModelShape, moe: MoEConfig | None, routed: tuple[int, .
         f"{num_parameters / 1e6:.1f} M parameters; {shape.num_layers} layers, width {shape.hidden_size}, "
         f"{heads}, up to {shape.max_positions} tokens."
     )
-    if moe is not None:
+    if moe is not None and moe.unit == "block":
+        text += f" Layers {', '.join(map(str, routed))} are routed: {moe.experts_text}."
+    elif moe is not None:
         text += (
             f" The feed-forward part of layers {', '.join(map(str, routed))} is routed: {moe.experts_text}, "
             f"{moe.top_k} per token, gate `{moe.gate.kind}`, combine `{moe.combine}`."

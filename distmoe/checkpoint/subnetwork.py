@@ -24,6 +24,7 @@ from distmoe.checkpoint.export_routed import cut_routed
 from distmoe.checkpoint.upcycle import PARTS
 from distmoe.models.config import ModelConfig
 from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.models.routed_layer import RoutedLayer
 from distmoe.models.shape import EncoderShape
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.nn.conditional.module import conditional_parameters
@@ -87,6 +88,9 @@ def cut_task(
     tensors["heads.bias"] = model.heads.bias[task_id : task_id + 1, : spec.num_outputs].detach().clone()
     kept: list[dict[str, Any]] = []
     for entry in entries:
+        if entry["unit"] == "block":
+            tensors = _own_variant(tensors, entry, task_id)
+            continue
         prefix = f"encoder.layers.{entry['layer']}.feed_forward."
         old = {name: tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
         routed = model.encoder.layers[entry["layer"]].feed_forward
@@ -99,6 +103,19 @@ def cut_task(
     kept, tensors = _without_equal_widths(kept, tensors, model.shape)
     reasons = (*_reasons(config, model.shape, kept), *conditional_reasons(conditional))
     return SubNetwork(task_id, tensors, kept, conditional, reasons, _counts(model, tensors))
+
+
+def _own_variant(tensors: Mapping[str, Tensor], entry: dict[str, Any], task_id: int) -> dict[str, Tensor]:
+    """The layer of the task's group in place of all of them."""
+    own = next(index for index, members in enumerate(entry["task_groups"]) if task_id in members)
+    layer = f"encoder.layers.{entry['layer']}."
+    kept = {}
+    for name, value in tensors.items():
+        if not name.startswith(f"{layer}variants."):
+            kept[name] = value
+        elif name.startswith(f"{layer}variants.g{own}."):
+            kept[layer + name.removeprefix(f"{layer}variants.g{own}.")] = value
+    return kept
 
 
 def _without_equal_widths(
@@ -146,9 +163,9 @@ def _reasons(config: ModelConfig, shape: EncoderShape, entries: list[dict[str, A
 def _counts(model: MultiTaskEncoder, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
     """Parameters of the whole model and of the sub-network, by part; the constant table of a folded layer is none."""
     routed = tuple(
-        f"encoder.layers.{index}.feed_forward."
+        f"encoder.layers.{index}." + ("" if isinstance(layer, RoutedLayer) else "feed_forward.")
         for index, layer in enumerate(model.encoder.layers)
-        if isinstance(layer.feed_forward, RoutedFeedForward)
+        if isinstance(layer, RoutedLayer) or isinstance(layer.feed_forward, RoutedFeedForward)
     )
 
     added = conditional_parameters(model)
@@ -157,12 +174,12 @@ def _counts(model: MultiTaskEncoder, tensors: Mapping[str, Tensor]) -> dict[str,
         if ".feed_forward.gate." in name:
             return "gates"
         if name.startswith(routed):
-            return "routed feed-forward"
+            return "routed layers"
         if name in added or is_table(name) or ".bottleneck." in name or ".chain." in name:
             return "conditional modules"
         return "heads" if name.startswith("heads.") else "shared by all tasks"
 
-    parts = ("shared by all tasks", "routed feed-forward", "gates", "heads")
+    parts = ("shared by all tasks", "routed layers", "gates", "heads")
     counts = {key: [0, 0] for key in (*parts, *(("conditional modules",) if added else ()))}
     for name, parameter in model.named_parameters():
         counts[part(name)][0] += parameter.numel()

@@ -120,7 +120,9 @@ def _marker(model: nn.Module, pools: list[str], placement: Placement | None) -> 
         return None
     parameters = dict(model.named_parameters())
     ep_size = placement.ep_size if placement is not None else 1
-    return routed_marker(parameters[pools[0]].shape[0], ep_size)
+    # A layer of a task group's own is not stacked.
+    num_local = 1 if ".variants." in pools[0] else parameters[pools[0]].shape[0]
+    return routed_marker(num_local, ep_size)
 
 
 def _prepare_stage3(model: nn.Module) -> None:

@@ -37,7 +37,8 @@ class Workload:
         heads: Of these, task heads.
         expert: Parameters of one expert.
         expert_width: Its feed-forward width F.
-        num_experts: Experts of a routed layer, over all task groups; 0 for a dense model.
+        num_experts: Experts of a routed layer, over all task groups; of the largest one where layers differ (an upper
+            bound then); 0 for a dense model.
         top_k: Experts per token; 0 for a dense model.
         deduplicate: Whether a token travels once per rank.
         recompute: Whether activations are recomputed in backward.
@@ -113,6 +114,13 @@ def make_workload(
     Raises:
         DistmoeError: If the configuration contradicts itself.
     """
+    if config.model.moe is not None and config.model.moe.unit == "block":
+        raise ConfigError(
+            "forecasts know experts, not whole layers per task group",
+            got="model.moe.unit=block",
+            expected="model.moe.unit=ffn",
+            remedy="forecast the model with model.moe.unit=ffn: its communication is an upper bound",
+        )
     shape = resolve_shape(config.model, sources.vocab_size, sources.pad_token_id)
     if not isinstance(shape, EncoderShape):
         raise ConfigError(
@@ -137,7 +145,7 @@ def make_workload(
     for name, parameter in model.named_parameters():
         counts[roles[name].kind if name in roles else "dense"] += parameter.numel()
     moe = config.model.moe if routed else None
-    num_experts, top_k = (0, 0) if moe is None else (moe.num_experts, moe.top_k)
+    pools = [] if moe is None else [sum(moe.pool_sizes(partition)) for partition in grouping.layers]
     lookup = sum(parameter.numel() for parameter in model.encoder.embeddings.parameters())
     count = len(sources.tasks)
     weights = mixture_weights(sizes or [1] * count, config.data.sampling, names=sources.tasks.names)
@@ -151,10 +159,10 @@ def make_workload(
         lookup=lookup,
         gates=counts["gate"],
         heads=counts["head"],
-        expert=counts["pool"] // (len(routed) * num_experts) if routed else 0,
+        expert=counts["pool"] // sum(pools) if routed else 0,
         expert_width=0 if moe is None else expert_width(moe, shape.intermediate_size),
-        num_experts=num_experts,
-        top_k=top_k,
+        num_experts=max(pools, default=0),
+        top_k=0 if moe is None else moe.top_k,
         deduplicate=False if moe is None else moe.deduplicate,
         recompute=config.model.activation_checkpointing,
         dropout=config.model.dropout > 0,

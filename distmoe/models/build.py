@@ -13,13 +13,15 @@ from distmoe.models.build_decoder import build_decoder, check_decoder
 from distmoe.models.config import ModelConfig
 from distmoe.models.decoder_shape import DecoderShape
 from distmoe.models.encoder import Encoder
-from distmoe.models.feed_forward import feed_forward_parts, reset_feed_forward
+from distmoe.models.feed_forward import FIRST_POOL, feed_forward_parts, reset_feed_forward
 from distmoe.models.freezing import first_trainable_layer, freeze_parts, frozen_layers
 from distmoe.models.heads import TaskHeads
 from distmoe.models.layer import EncoderLayer
+from distmoe.models.layer_plan import routed_layers
 from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.models.pooler import Pooler
+from distmoe.models.routed_layer import RoutedLayer
 from distmoe.models.shape import EncoderShape, ModelShape
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.nn.attention import SelfAttention
@@ -96,10 +98,13 @@ def build_model(
     _check_tasks(tasks)
     parts = feed_forward_parts(config, shape=shape, tasks=tasks, grouping=grouping, hosting=hosting, traffic=traffic)
     conditional = _build_conditional(config, shape, num_tasks=len(tasks))
-    layers = [
-        _build_layer(config, shape, part, None if conditional is None else conditional.layers[index])
-        for index, part in enumerate(parts)
-    ]
+    layers: list[EncoderLayer | RoutedLayer] = []
+    for index in range(shape.num_layers):
+        if index in parts:
+            conditioned = None if conditional is None else conditional.layers[index]
+            layers.append(_build_layer(config, shape, parts[index], conditioned))
+        else:
+            layers.append(_build_routed_layer(config, shape, index, grouping=grouping, hosting=hosting))
     embeddings = EncoderEmbeddings(
         vocab_size=shape.vocab_size,
         max_positions=shape.max_positions,
@@ -127,12 +132,22 @@ def initialise(model: MultiTaskEncoder, *, seed: int, std: float, alike: bool = 
     model.encoder.embeddings.reset(seed, "encoder.embeddings", std)
     for index, layer in enumerate(model.encoder.layers):
         name = f"encoder.layers.{index}"
-        layer.attention.reset(seed, f"{name}.attention", std)  # type: ignore[operator, union-attr]
-        reset_feed_forward(layer.feed_forward, seed, f"{name}.feed_forward", std, alike)  # type: ignore[arg-type]
+        if isinstance(layer, RoutedLayer):
+            for key, variant in layer.variants.items():
+                own = f"{name}.variants.{FIRST_POOL if alike else key}"
+                reset_layer(variant, seed, own, std)  # type: ignore[arg-type]
+        else:
+            reset_layer(layer, seed, name, std, alike=alike)  # type: ignore[arg-type]
     reset_conditional(model.encoder, seed, "encoder", std)
     model.pooler.reset(seed, "pooler", std)
     model.heads.reset(seed, "heads", std)
     # LayerNorms start as the identity, which is how their constructor leaves them.
+
+
+def reset_layer(layer: EncoderLayer, seed: int, name: str, std: float, *, alike: bool = False) -> None:
+    """Fresh weights of one layer from the streams of its names; its LayerNorms are the identity from the start."""
+    layer.attention.reset(seed, f"{name}.attention", std)
+    reset_feed_forward(layer.feed_forward, seed, f"{name}.feed_forward", std, alike)
 
 
 def _check_tasks(tasks: TaskSet) -> None:
@@ -175,6 +190,19 @@ def _build_conditional(config: ModelConfig, shape: EncoderShape, *, num_tasks: i
         layer_norm_eps=shape.layer_norm_eps,
         first_layer=first_layer,
     )
+
+
+def build_plain_layer(config: ModelConfig, shape: EncoderShape) -> EncoderLayer:
+    """A layer that knows of no task: dense, without conditional parts."""
+    return _build_layer(config, shape, FeedForward(shape.hidden_size, shape.intermediate_size, shape.activation), None)
+
+
+def _build_routed_layer(
+    config: ModelConfig, shape: EncoderShape, index: int, *, grouping: TaskGrouping, hosting: Sequence[LayerHosting]
+) -> RoutedLayer:
+    routed_index = routed_layers(config.moe, shape.num_layers).index(index)
+    variants = {f"g{own}": build_plain_layer(config, shape) for own in hosting[routed_index].task_groups}
+    return RoutedLayer(variants, task_group_of=grouping.table(routed_index))
 
 
 def _build_layer(

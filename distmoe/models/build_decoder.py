@@ -55,7 +55,7 @@ def build_decoder(
             dropout=config.dropout,
             activation_checkpointing=config.activation_checkpointing,
         )
-        for part in parts
+        for part in parts.values()
     ]
     decoder = Decoder(
         nn.Embedding(shape.vocab_size, shape.hidden_size),
@@ -85,6 +85,13 @@ def check_decoder(config: ModelConfig, tasks: TaskSet) -> None:
             got=f"model.family=decoder with {', '.join(others)}",
             expected="tasks of type generation or language_modeling",
             remedy="choose other tasks.names, or set model.family=encoder",
+        )
+    if config.moe is not None and config.moe.unit == "block":
+        raise ConfigError(
+            "whole layers per task group belong to encoders",
+            got="model.moe.unit=block with model.family=decoder",
+            expected="model.moe.unit=ffn",
+            remedy="set model.moe.unit=ffn",
         )
     if config.moe is not None and config.moe.gate.kind == "sequence":
         raise ConfigError(

@@ -43,12 +43,9 @@ def compared_features(encoder: Encoder, comparison: Comparison) -> Tensor:
     """
     batch, num_copies = comparison.batch, len(comparison.tasks)
     num_rows, length = batch.input_ids_BS.shape
-    x_BSD = encoder.embeddings(batch.input_ids_BS, batch.attention_mask_BS, batch.token_type_ids_BS)
-    mask_B11S = batch.attention_mask_BS[:, None, None, :]
     guide = comparison.tasks[0] if comparison.guide is None else comparison.guide
-    shared = _context(batch.token_index_T, [guide], num_rows=num_rows, length=length)
-    for layer in encoder.layers[: comparison.layer]:
-        x_BSD, _ = layer(x_BSD, mask_B11S, batch.token_index_T, shared)
+    x_BSD = _states_before(encoder, batch, comparison.layer, guide)
+    mask_B11S = batch.attention_mask_BS[:, None, None, :]
     shifts_G1 = torch.arange(num_copies, device=x_BSD.device).unsqueeze(1) * (num_rows * length)
     tokens_X = (shifts_G1 + batch.token_index_T).flatten()
     context = _context(tokens_X, comparison.tasks, num_rows=num_rows, length=length)
@@ -59,9 +56,25 @@ def compared_features(encoder: Encoder, comparison: Comparison) -> Tensor:
     return means_XD.view(num_copies, num_rows, -1)
 
 
+@torch.no_grad()
+def states_before(encoder: Encoder, batch: TaskBatch, layer: int, task: int) -> Tensor:
+    """What a model layer gets as input, ``[B, S, D]``, with all sequences on one task's path."""
+    return _states_before(encoder, batch, layer, task)
+
+
 def to_device(comparison: Comparison, device: torch.device | str) -> Comparison:
     """The comparison with its sequences on a device."""
     return replace(comparison, batch=comparison.batch.to(device))
+
+
+def _states_before(encoder: Encoder, batch: TaskBatch, layer: int, task: int) -> Tensor:
+    num_rows, length = batch.input_ids_BS.shape
+    x_BSD: Tensor = encoder.embeddings(batch.input_ids_BS, batch.attention_mask_BS, batch.token_type_ids_BS)
+    mask_B11S = batch.attention_mask_BS[:, None, None, :]
+    context = _context(batch.token_index_T, (task,), num_rows=num_rows, length=length)
+    for above in encoder.layers[:layer]:
+        x_BSD, _ = above(x_BSD, mask_B11S, batch.token_index_T, context)
+    return x_BSD
 
 
 def _context(tokens_T: Tensor, tasks: Sequence[int], *, num_rows: int, length: int) -> TokenContext:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distmoe.data.batch import TaskBatch
 from distmoe.models.layer import EncoderLayer
+from distmoe.models.routed_layer import RoutedLayer
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.moe.routing import Routing, TokenContext
 from distmoe.nn.conditional.alignment import ConditionalAlignment
@@ -34,7 +35,7 @@ class Encoder(nn.Module):
     def __init__(
         self,
         embeddings: EncoderEmbeddings,
-        layers: Sequence[EncoderLayer],
+        layers: Sequence[EncoderLayer | RoutedLayer],
         final_norm: nn.LayerNorm | None,
         conditional: ConditionalParts | None = None,
     ) -> None:
@@ -70,7 +71,7 @@ class Encoder(nn.Module):
         """Leading layers whose output on an example stays as it is: frozen, dense, not conditioned; 0 without any."""
         if _learns(self.embeddings) or self.alignment is not None or self.chain is not None:
             return 0
-        changing = (_learns(layer) or isinstance(layer.feed_forward, RoutedFeedForward) for layer in self.layers)
+        changing = (_learns(layer) or _is_routed(layer) for layer in self.layers)
         return next((index for index, changes in enumerate(changing) if changes), len(self.layers))
 
     def trunk(self, batch: TaskBatch, context: TokenContext) -> Tensor:
@@ -83,6 +84,10 @@ class Encoder(nn.Module):
     def _embed(self, batch: TaskBatch, conditioning: Conditioning | None) -> Tensor:
         x_BSD: Tensor = self.embeddings(batch.input_ids_BS, batch.attention_mask_BS, batch.token_type_ids_BS)
         return x_BSD if self.alignment is None else self.alignment(x_BSD, conditioning)
+
+
+def _is_routed(layer: nn.Module) -> bool:
+    return isinstance(layer, RoutedLayer) or isinstance(layer.feed_forward, RoutedFeedForward)
 
 
 def _learns(module: nn.Module) -> bool:

@@ -27,8 +27,10 @@ def feed_forward_parts(
     grouping: TaskGrouping,
     hosting: Sequence[LayerHosting],
     traffic: TrafficCounter | None,
-) -> list[FeedForward | RoutedFeedForward]:
+) -> dict[int, FeedForward | RoutedFeedForward]:
     """Returns one part per layer, not yet initialised; arguments as in :func:`distmoe.models.build.build_model`.
+
+    Layers that are routed as a whole (``unit: block``) have no entry: each of their task groups has a part of its own.
 
     Raises:
         ConfigError: If the grouping or the hosting is for another number of routed layers, or experts do not divide.
@@ -41,14 +43,13 @@ def feed_forward_parts(
             expected=f"{len(routed)}, for the routed layers {list(routed)}",
             remedy="give one partition per routed layer in structure.grouping, or change model.moe.layers",
         )
-    parts: list[FeedForward | RoutedFeedForward] = []
+    parts: dict[int, FeedForward | RoutedFeedForward] = {}
     for index in range(shape.num_layers):
         if config.moe is None or index not in routed:
-            parts.append(FeedForward(shape.hidden_size, shape.intermediate_size, shape.activation))
-            continue
-        routed_index = routed.index(index)
-        parts.append(
-            build_routed_feed_forward(
+            parts[index] = FeedForward(shape.hidden_size, shape.intermediate_size, shape.activation)
+        elif config.moe.unit == "ffn":
+            routed_index = routed.index(index)
+            parts[index] = build_routed_feed_forward(
                 config.moe,
                 layer_index=index,
                 routed_index=routed_index,
@@ -61,7 +62,6 @@ def feed_forward_parts(
                 activation_checkpointing=config.activation_checkpointing,
                 traffic=traffic,
             )
-        )
     return parts
 
 

@@ -13,7 +13,7 @@ from distmoe.nn.conditional.module import conditional_parameters
 
 RoleKind = Literal["dense", "gate", "head", "pool"]
 
-_LAYER = re.compile(r"(?:^|\.)(?:encoder|decoder)\.layers\.(\d+)\.feed_forward\.(gate|pools)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:encoder|decoder)\.layers\.(\d+)\.(?:feed_forward\.(gate|pools)|(variants))\.")
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class Role:
     """One parameter's part in training.
 
     Attributes:
-        kind: ``pool``: an expert's weights, held where they are hosted; ``gate``: routers and task tables, with their
-            own learning rate; ``head``; ``dense``: all others. Only pools are not replicated on every rank.
+        kind: ``pool``: an expert's weights, or those of a task group's own layer, held where they are hosted;
+            ``gate``: routers and task tables, with their own learning rate; ``head``; ``dense``: all others. Only
+            pools are not replicated on every rank.
         decay: Whether weight decay applies: not to biases and norms, nor to what modulates them by task.
         routed_index: For gates and pools, the index of their routed layer (0 is the shallowest), else None.
     """

@@ -5,6 +5,8 @@ Experts of a layer are numbered over its task groups in order: first those of ta
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from distmoe.errors import ConfigError
 from distmoe.moe.config import TASK_LEVEL_GATES, MoEConfig
 from distmoe.moe.dispatch import Exchange, SlotLayout, build_dispatcher
@@ -36,20 +38,22 @@ def expert_width(config: MoEConfig, intermediate_size: int) -> int:
     return intermediate_size // config.top_k
 
 
-def experts_per_task_group(config: MoEConfig, partition: Partition, *, layer_index: int) -> int:
+def checked_pool_sizes(config: MoEConfig, partition: Partition, *, layer_index: int) -> tuple[int, ...]:
     """Experts of each task group of a layer.
 
     Raises:
         ConfigError: If the experts cannot be dealt evenly, or a task group has fewer than ``top_k``.
     """
-    count, remainder = divmod(config.experts_of_layer(len(partition)), len(partition))
-    if remainder:
+    sizes = config.pool_sizes(partition)
+    counted = config.experts_per_task is None and config.experts_per_task_group is None
+    if counted and config.num_experts % len(partition):
         raise ConfigError(
             f"layer {layer_index}: the experts cannot be dealt evenly to the task groups",
             got=f"{config.num_experts} experts for {len(partition)} task groups",
             expected=f"a multiple of {len(partition)}",
             remedy="change model.moe.num_experts or structure.grouping, or set model.moe.experts_per_task_group",
         )
+    count = min(sizes)
     if count < config.top_k:
         raise ConfigError(
             f"layer {layer_index}: a task group has fewer experts than a token chooses",
@@ -58,7 +62,7 @@ def experts_per_task_group(config: MoEConfig, partition: Partition, *, layer_ind
             remedy="raise model.moe.num_experts (or model.moe.experts_per_task_group), lower model.moe.top_k, or join "
             "task groups in structure.grouping",
         )
-    return count
+    return sizes
 
 
 def build_routed_feed_forward(
@@ -94,13 +98,14 @@ def build_routed_feed_forward(
         ConfigError: If experts, task groups and ``top_k`` do not fit, or a capacity meets a task-level gate.
         ParallelError: If ``ep_size`` does not divide the experts of a task group.
     """
-    per_task_group = experts_per_task_group(config, partition, layer_index=layer_index)
-    num_experts = per_task_group * len(partition)
+    sizes = checked_pool_sizes(config, partition, layer_index=layer_index)
+    first_experts = list(accumulate(sizes, initial=0))
+    owners = [task_group for task_group, size in zip(partition, sizes, strict=True) for _ in range(size)]
     width = expert_width(config, intermediate_size)
     _check_capacity(config)
     pools = {
         f"g{task_group}": ExpertPool(
-            num_experts=per_task_group,
+            num_experts=sizes[task_group],
             hidden_size=hidden_size,
             intermediate_size=width,
             activation=activation,
@@ -110,13 +115,11 @@ def build_routed_feed_forward(
         )
         for task_group in hosting.task_groups
     }
-    allowed = [
-        [task in partition[expert // per_task_group] for expert in range(num_experts)] for task in range(len(tasks))
-    ]
+    allowed = [[task in owner for owner in owners] for task in range(len(tasks))]
     gate = build_gate(
         config.gate,
         hidden_size=hidden_size,
-        num_experts=num_experts,
+        num_experts=len(owners),
         top_k=config.top_k,
         combine=config.combine,
         tasks=tasks,
@@ -124,7 +127,7 @@ def build_routed_feed_forward(
         routed_index=routed_index,
     )
     traffic = TrafficCounter() if traffic is None else traffic
-    layout = SlotLayout((per_task_group,) * len(pools), hosting.ep_rank, hosting.ep_size)
+    layout = SlotLayout(tuple(sizes[g] for g in hosting.task_groups), hosting.ep_rank, hosting.ep_size)
     exchange = None
     if hosting.process_group is not None:
         exchange = Exchange(hosting.process_group, f"layer{layer_index}", traffic)
@@ -138,7 +141,7 @@ def build_routed_feed_forward(
             capacity_factor=config.capacity_factor,
             deduplicate=config.deduplicate,
         ),
-        slot_of_E=layout.table([g * per_task_group for g in hosting.task_groups], num_experts),
+        slot_of_E=layout.table([first_experts[g] for g in hosting.task_groups], len(owners)),
         shared_mlp=FeedForward(hidden_size, intermediate_size, activation) if config.shared_expert else None,
         activation_checkpointing=activation_checkpointing,
         traffic=traffic,

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from distmoe.config import Section
+from distmoe.tasks.grouping import Partition
 
 GateName = Literal["token", "task_embedding", "task_description", "per_task", "task", "sequence", "fixed", "hybrid"]
 TASK_LEVEL_GATES: tuple[str, ...] = ("task", "fixed")
@@ -52,8 +53,12 @@ class AuxiliaryLossConfig(Section):
 
 
 class MoEConfig(Section):
-    layers: Literal["odd", "even", "all"] | list[int] = Field(
-        "odd", description="Layers whose feed-forward part is routed (0-based)."
+    layers: Literal["odd", "even", "all"] | list[int] = Field("odd", description="Routed layers (0-based).")
+    unit: Literal["ffn", "block"] = Field(
+        "ffn",
+        description="What a routed layer has once per expert: its feed-forward part; or, with block, the whole layer "
+        "once per task group (attention, feed-forward part, norms), chosen by the task alone. block wants "
+        "experts_per_task_group=1 and reads no other key below.",
     )
     num_experts: int = Field(
         8, gt=0, description="Experts per routed layer, over all its task groups; a multiple of their number."
@@ -63,6 +68,18 @@ class MoEConfig(Section):
         gt=0,
         description="Experts of each task group, however many there are; null: num_experts / task groups. Where it is "
         "set, num_experts is not read.",
+    )
+    experts_per_task: int | None = Field(
+        None,
+        gt=0,
+        description="Experts of each task group for every task in it, in place of experts_per_task_group. With "
+        "structure.learn, joined task groups then pool their experts instead of merging them.",
+    )
+    largest_pool: int | None = Field(
+        None,
+        gt=0,
+        description="Only experts_per_task: most experts of a task group. With structure.learn, the most similar "
+        "experts of a pool that would be larger are merged.",
     )
     top_k: int = Field(
         1, gt=0, description="Experts per token. Above 1, expert_size defaults to dense/k so that compute stays dense."
@@ -98,12 +115,22 @@ class MoEConfig(Section):
     @property
     def experts_text(self) -> str:
         """How many experts, in words."""
-        if self.experts_per_task_group is None:
-            return f"{self.num_experts} experts"
-        return f"{self.experts_per_task_group} experts per task group"
+        if self.unit == "block":
+            return "a whole layer per task group"
+        if self.experts_per_task is not None:
+            most = "" if self.largest_pool is None else f", at most {self.largest_pool} per task group"
+            return f"{self.experts_per_task} experts per task{most}"
+        if self.experts_per_task_group is not None:
+            return f"{self.experts_per_task_group} experts per task group"
+        return f"{self.num_experts} experts"
 
-    def experts_of_layer(self, num_task_groups: int) -> int:
-        """Experts of a routed layer over its task groups; layers with different partitions may differ."""
-        return (
-            self.num_experts if self.experts_per_task_group is None else self.experts_per_task_group * num_task_groups
-        )
+    def pool_sizes(self, partition: Partition) -> tuple[int, ...]:
+        """Experts of each task group of a routed layer: a function of the grouping, so that no one must remember it.
+
+        With ``num_experts`` the equal share, rounded down; what does not divide is refused where models are built.
+        """
+        if self.experts_per_task is not None:
+            most = self.largest_pool or self.experts_per_task * sum(map(len, partition))
+            return tuple(min(self.experts_per_task * len(task_group), most) for task_group in partition)
+        share = self.experts_per_task_group or self.num_experts // len(partition)
+        return (share,) * len(partition)

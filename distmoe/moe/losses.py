@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from distmoe.moe.config import AuxiliaryLossConfig
-from distmoe.moe.router_sums import AllReduce, RouterSums, global_sums
+from distmoe.moe.router_sums import AllReduce, RouterSums, by_pool, global_sums
 from distmoe.moe.routing import Routing, TokenContext
 
 
@@ -45,7 +45,7 @@ def router_losses(
     *,
     weights: AuxiliaryLossConfig,
     num_tasks: int,
-    num_task_groups: Sequence[int],
+    pool_sizes: Sequence[Sequence[int]],
     world_size: int = 1,
     all_reduce: AllReduce | None = None,
 ) -> RouterLosses:
@@ -59,7 +59,7 @@ def router_losses(
         context: Task of each token, the same for all layers.
         weights: Weight per loss; losses with weight 0 are not computed.
         num_tasks: M.
-        num_task_groups: Task groups of each routed layer; experts stand in the order of their task groups.
+        pool_sizes: Experts of each task group, per routed layer; experts stand in the order of their task groups.
         world_size: Ranks over which gradients will be averaged.
         all_reduce: Returns the sum of a vector over these ranks; None on one process.
     """
@@ -74,7 +74,7 @@ def router_losses(
         all_reduce=all_reduce,
     )
     by_layer = {
-        name: torch.stack([_FORMULAS[name](of, groups) for of, groups in zip(sums, num_task_groups, strict=True)])
+        name: torch.stack([_FORMULAS[name](of, sizes) for of, sizes in zip(sums, pool_sizes, strict=True)])
         for name in names
     }
     total = torch.stack([getattr(weights, name) * by_layer[name].sum() for name in names]).sum()
@@ -83,38 +83,41 @@ def router_losses(
     return RouterLosses(total, {name: values.detach() for name, values in by_layer.items()})
 
 
-def balance_loss(sums: RouterSums, num_task_groups: int = 1) -> Tensor:
+def balance_loss(sums: RouterSums, pool_sizes: Sequence[int]) -> Tensor:
     """``E sum_i F_i P_i`` (Switch Transformer, eq. 4-6), F_i = share of dispatched rows, P_i = mean probability.
 
     F has no gradient. With several task groups the loss is taken inside each one, where there is a choice, and
     averaged over their tokens. 1 where F or P is uniform; that is no lower bound: E=2 with
     p = (.51,.49), (.51,.49), (0,1) gives 0.893.
     """
-    counts_GE, probs_GE = sums.counts_E.view(num_task_groups, -1), sums.probs_E.view(num_task_groups, -1)
-    shares_GE = counts_GE / counts_GE.sum(dim=1, keepdim=True).clamp(min=1)
-    # P_i of a task group is probs / its tokens, its weight is its tokens / all tokens: the group's tokens cancel.
-    return counts_GE.shape[1] * (shares_GE * probs_GE).sum() / sums.num_tokens.clamp(min=1)
+    parts = []
+    for counts_GE, probs_GE in zip(by_pool(sums.counts_E, pool_sizes), by_pool(sums.probs_E, pool_sizes), strict=True):
+        shares_GE = counts_GE / counts_GE.sum(dim=1, keepdim=True).clamp(min=1)
+        # P_i of a task group is probs / its tokens, its weight is its tokens / all tokens: the group's tokens cancel.
+        parts.append(counts_GE.shape[1] * (shares_GE * probs_GE).sum())
+    return torch.stack(parts).sum() / sums.num_tokens.clamp(min=1)
 
 
-def z_loss(sums: RouterSums, num_task_groups: int = 1) -> Tensor:
+def z_loss(sums: RouterSums, pool_sizes: Sequence[int]) -> Tensor:
     """``mean (logsumexp z)^2``, which keeps logits small (ST-MoE, arXiv 2202.08906, eq. 5)."""
     return sums.squared_lse / sums.num_tokens.clamp(min=1)
 
 
-def importance_loss(sums: RouterSums, num_task_groups: int = 1) -> Tensor:
+def importance_loss(sums: RouterSums, pool_sizes: Sequence[int]) -> Tensor:
     """``CV^2(importance) + CV^2(load)`` (Shazeer et al. 2017, eq. 7 and 11); importance = summed probabilities.
 
     The load counts rows, so its term has a value but no gradient: the smooth estimator of the paper exists only for
     learned noise. Inside each task group, averaged over their tokens. 0 when balanced, E/k - 1 + E - 1 at most for
     one-hot probabilities.
     """
-    counts_GE, probs_GE = sums.counts_E.view(num_task_groups, -1), sums.probs_E.view(num_task_groups, -1)
-    per_task_group_G = _squared_variation(probs_GE) + _squared_variation(counts_GE)
-    rows_G = counts_GE.sum(dim=1)
-    return (per_task_group_G * rows_G).sum() / rows_G.sum().clamp(min=1)
+    parts = []
+    for counts_GE, probs_GE in zip(by_pool(sums.counts_E, pool_sizes), by_pool(sums.probs_E, pool_sizes), strict=True):
+        per_task_group_G = _squared_variation(probs_GE) + _squared_variation(counts_GE)
+        parts.append((per_task_group_G * counts_GE.sum(dim=1)).sum())
+    return torch.stack(parts).sum() / sums.counts_E.sum().clamp(min=1)
 
 
-def mutual_information_loss(sums: RouterSums, num_task_groups: int = 1) -> Tensor:
+def mutual_information_loss(sums: RouterSums, pool_sizes: Sequence[int]) -> Tensor:
     """``-sum_{t,i} P(t,i) log(P(t,i) / (P(t) P(i)))`` (Mod-Squad, arXiv 2212.08066), P(t,i) = summed p_i of task t / N.
 
     0 for uniform routing, 0 as well when all tokens go to one expert, -log T' for T' equally large blocks of tasks with
@@ -138,7 +141,7 @@ def _safe_log(value: Tensor) -> Tensor:
     return value.clamp(min=torch.finfo(value.dtype).tiny).log()
 
 
-_FORMULAS: dict[str, Callable[[RouterSums, int], Tensor]] = {
+_FORMULAS: dict[str, Callable[[RouterSums, Sequence[int]], Tensor]] = {
     "balance": balance_loss,
     "z": z_loss,
     "importance": importance_loss,

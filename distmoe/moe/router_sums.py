@@ -94,3 +94,10 @@ def _unpack(flat: Tensor, like: RouterSums) -> RouterSums:
     probs_ME = None if like.probs_ME is None else probs.view_as(like.probs_ME)
     probs_E = probs if probs_ME is None else probs_ME.sum(dim=0)
     return RouterSums(num_tokens.squeeze(0), counts_E, probs_E, squared_lse.squeeze(0), probs_ME)
+
+
+def by_pool(values_E: Tensor, pool_sizes: Sequence[int]) -> list[Tensor]:
+    """Views ``[task groups, experts of each]``: a single one where all pools are equally large, else one per pool."""
+    if len(set(pool_sizes)) == 1:
+        return [values_E.view(len(pool_sizes), -1)]
+    return [part.unsqueeze(0) for part in values_E.split(list(pool_sizes))]

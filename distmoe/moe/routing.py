@@ -7,6 +7,7 @@ B sequences, G task groups.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -24,6 +25,12 @@ class TokenContext:
     task_ids_T: Tensor
     sequence_ids_T: Tensor
     num_sequences: int
+
+    @cached_property
+    def tasks_of_sequences(self) -> tuple[int | None, ...]:
+        """Task of each sequence, on the host; None for one without tokens. One synchronisation per batch."""
+        tasks_B = self.task_ids_T.new_full((self.num_sequences,), -1).scatter(0, self.sequence_ids_T, self.task_ids_T)
+        return tuple(None if task < 0 else task for task in tasks_B.tolist())
 
 
 @dataclass(frozen=True)

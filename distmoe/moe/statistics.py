@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from statistics import fmean, pstdev
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distmoe.moe.router_sums import AllReduce
+from distmoe.moe.router_sums import AllReduce, by_pool
 from distmoe.moe.routing import Routing, TokenContext
 
 _CAPACITY_FACTOR = 1.25  # the usual training capacity (Switch Transformer, T5X), of the drop rate that is only reported
@@ -66,9 +66,8 @@ class RoutingStatistics:
 
     Args:
         num_tasks: M.
-        num_experts: E of each routed layer.
+        pool_sizes: Experts of each task group, per routed layer; experts stand in the order of their task groups.
         top_k: K.
-        num_task_groups: Task groups of each routed layer; experts stand in the order of their task groups.
         device: Where the routings are.
     """
 
@@ -76,16 +75,16 @@ class RoutingStatistics:
         self,
         *,
         num_tasks: int,
-        num_experts: Sequence[int],
+        pool_sizes: Sequence[Sequence[int]],
         top_k: int,
-        num_task_groups: Sequence[int],
         device: torch.device | str,
     ) -> None:
         self._num_tasks, self._top_k = num_tasks, top_k
-        self._num_task_groups = tuple(num_task_groups)
-        num_layers = len(self._num_task_groups)
-        assert len(num_experts) == num_layers, "one number of experts per routed layer"
-        self._rows_ME = [torch.zeros(num_tasks, size, dtype=torch.int64, device=device) for size in num_experts]
+        self._pool_sizes = tuple(tuple(sizes) for sizes in pool_sizes)
+        num_layers = len(self._pool_sizes)
+        self._rows_ME = [
+            torch.zeros(num_tasks, sum(sizes), dtype=torch.int64, device=device) for sizes in self._pool_sizes
+        ]
         # dropped, dropped at 1.25, sum of entropies; float64 counts exactly up to 2^53
         self._sums_L3 = torch.zeros(num_layers, 3, dtype=torch.float64, device=device)
 
@@ -100,7 +99,7 @@ class RoutingStatistics:
             context: Task of each token.
             dropped: Per routed layer, how many rows of this rank were dropped (scalar on the device), or None.
         """
-        assert len(routings) == len(self._num_task_groups), "one routing per routed layer"
+        assert len(routings) == len(self._pool_sizes), "one routing per routed layer"
         for layer, routing in enumerate(routings):
             total_ME = self._rows_ME[layer]
             cells_TK = context.task_ids_T.unsqueeze(1) * total_ME.shape[1] + routing.expert_ids_TK
@@ -108,7 +107,7 @@ class RoutingStatistics:
             rows_X = cells_TK.new_zeros(total_ME.numel()).index_add(0, cells_TK.flatten(), ones)
             rows_ME = rows_X.view_as(total_ME)
             total_ME += rows_ME
-            self._sums_L3[layer, 1] += _overflow(rows_ME.sum(dim=0), self._num_task_groups[layer])
+            self._sums_L3[layer, 1] += _overflow(rows_ME.sum(dim=0), self._pool_sizes[layer])
             self._sums_L3[layer, 2] += torch.special.entr(routing.probs_TE).sum(dtype=torch.float64)
             lost = dropped[layer] if dropped is not None else None
             if lost is not None:
@@ -122,8 +121,8 @@ class RoutingStatistics:
         """
         rows, sums_L3 = self._over_ranks(all_reduce)
         return tuple(
-            _layer_statistics(rows_ME.tolist(), sums_3, num_task_groups=task_groups, top_k=self._top_k)
-            for rows_ME, sums_3, task_groups in zip(rows, sums_L3.tolist(), self._num_task_groups, strict=True)
+            _layer_statistics(rows_ME.tolist(), sums_3, pool_sizes=sizes, top_k=self._top_k)
+            for rows_ME, sums_3, sizes in zip(rows, sums_L3.tolist(), self._pool_sizes, strict=True)
         )
 
     def state_dict(self, all_reduce: AllReduce | None = None) -> dict[str, list[Any]]:
@@ -155,19 +154,21 @@ class RoutingStatistics:
         return [rows_ME.long() for rows_ME in rows], sums_L3
 
 
-def _overflow(rows_E: Tensor, num_task_groups: int) -> Tensor:
+def _overflow(rows_E: Tensor, pool_sizes: Sequence[int]) -> Tensor:
     """Rows beyond ``max(round(1.25 * rows of the task group / its experts), 4)`` at any expert."""
-    rows_GE = rows_E.view(num_task_groups, -1).double()
-    capacity_G1 = (_CAPACITY_FACTOR * rows_GE.mean(dim=1, keepdim=True)).round().clamp(min=_SMALLEST_CAPACITY)
-    return (rows_GE - capacity_G1).clamp(min=0).sum()
+    parts = []
+    for rows_GE in by_pool(rows_E.double(), pool_sizes):
+        capacity_G1 = (_CAPACITY_FACTOR * rows_GE.mean(dim=1, keepdim=True)).round().clamp(min=_SMALLEST_CAPACITY)
+        parts.append((rows_GE - capacity_G1).clamp(min=0).sum())
+    return torch.stack(parts).sum()
 
 
 def _layer_statistics(
-    rows_ME: list[list[int]], sums_3: list[float], *, num_task_groups: int, top_k: int
+    rows_ME: list[list[int]], sums_3: list[float], *, pool_sizes: Sequence[int], top_k: int
 ) -> LayerStatistics:
     rows = [sum(column) for column in zip(*rows_ME, strict=True)]
     total = sum(rows)
-    by_task_group = _by_task_group(rows, num_task_groups)
+    by_task_group = _by_task_group(rows, pool_sizes)
     num_tokens = total // top_k
     return LayerStatistics(
         num_tokens=num_tokens,
@@ -179,16 +180,16 @@ def _layer_statistics(
         load_variation=sum(sum(part) * _variation(part) for part in by_task_group if any(part)) / max(total, 1),
         task_load_variation=tuple(
             # A task has rows in its own task group only.
-            next((_variation(part) for part in _by_task_group(row, num_task_groups) if any(part)), None)
+            next((_variation(part) for part in _by_task_group(row, pool_sizes) if any(part)), None)
             for row in rows_ME
         ),
         max_share=max(chain((max(part) / sum(part) for part in by_task_group if any(part)), (0.0,))),
     )
 
 
-def _by_task_group(row: list[int], num_task_groups: int) -> list[list[int]]:
-    width = len(row) // num_task_groups
-    return [row[start : start + width] for start in range(0, len(row), width)]
+def _by_task_group(row: list[int], pool_sizes: Sequence[int]) -> list[list[int]]:
+    stops = list(accumulate(pool_sizes))
+    return [row[stop - size : stop] for stop, size in zip(stops, pool_sizes, strict=True)]
 
 
 def _variation(row: list[int]) -> float:

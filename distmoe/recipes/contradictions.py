@@ -29,6 +29,8 @@ def check(config: RunConfig) -> None:
     _check_sampling(config)
     if config.model.moe is None:
         _check_dense(config)
+    elif config.model.moe.unit == "block":
+        _check_block(config, config.model.moe)
     else:
         _check_gate(config.model.moe)
         _check_experts(config, config.model.moe)
@@ -191,20 +193,40 @@ def _check_dense(config: RunConfig) -> None:
 
 def _check_learning(config: RunConfig, learn: LearnConfig) -> None:
     moe, steps = config.model.moe, config.schedule.num_steps
-    if moe is None or moe.experts_per_task_group is None:
+    if moe is None or (moe.experts_per_task_group is None and moe.experts_per_task is None):
         raise ConfigError(
             "structural learning changes the number of task groups, so experts cannot be counted per layer",
             got="model.moe=null" if moe is None else "model.moe.experts_per_task_group=null",
-            expected="a number of experts per task group; 1 is a feed-forward part per task group",
-            remedy="set model.moe.experts_per_task_group=1, or structure.learn=null",
+            expected="experts per task group (1: a feed-forward part of its own), or per task (merges pool them)",
+            remedy="set model.moe.experts_per_task_group=1 or model.moe.experts_per_task=1, or structure.learn=null",
         )
-    if learn.task_steps + learn.trial_steps >= steps:
+    _check_steps("task_steps", learn.task_steps)
+    if learn.amalgamation is not None:
+        _check_steps("amalgamation.steps", learn.amalgamation.steps)
+    task_steps = learn.task_steps_of(0)
+    if task_steps + learn.trial_steps >= steps:
         raise ConfigError(
             "the first structural phase would end after training",
-            got=f"structure.learn.task_steps={learn.task_steps} + trial_steps={learn.trial_steps}, "
+            got=f"structure.learn.task_steps={task_steps} + trial_steps={learn.trial_steps}, "
             f"schedule.num_steps={steps}",
             expected=f"fewer than {steps} steps together",
             remedy="raise schedule.num_steps, or shorten structure.learn.task_steps or trial_steps",
+        )
+    if learn.amalgamation is not None and (moe.unit != "block" or config.parallel.placement != "colocated"):
+        raise ConfigError(
+            "only whole layers that every rank holds are amalgamated",
+            got=f"structure.learn.amalgamation with model.moe.unit={moe.unit}, "
+            f"parallel.placement={config.parallel.placement}",
+            expected="model.moe.unit=block and parallel.placement=colocated",
+            remedy="set both, or structure.learn.amalgamation=null: joined layers are means then",
+        )
+    if learn.mean == "least_squares" and (moe.unit != "ffn" or config.parallel.placement != "colocated"):
+        raise ConfigError(
+            "only feed-forward parts that every rank reaches are averaged by least squares",
+            got=f"structure.learn.mean=least_squares with model.moe.unit={moe.unit}, "
+            f"parallel.placement={config.parallel.placement}",
+            expected="model.moe.unit=ffn and parallel.placement=colocated",
+            remedy="set both, or structure.learn.mean=tokens",
         )
     if learn.alignment_examples > learn.probe_examples:
         raise ConfigError(
@@ -212,6 +234,13 @@ def _check_learning(config: RunConfig, learn: LearnConfig) -> None:
             got=f"structure.learn.alignment_examples={learn.alignment_examples}, probe_examples={learn.probe_examples}",
             expected=f"alignment_examples <= {learn.probe_examples}",
             remedy="raise structure.learn.probe_examples, or lower alignment_examples",
+        )
+    if moe.experts_per_task is not None and moe.gate.kind == "fixed":
+        raise ConfigError(
+            "a fixed table of experts cannot follow task groups that pool their experts",
+            got=f"model.moe.gate.kind=fixed, model.moe.experts_per_task={moe.experts_per_task}",
+            expected="a gate that learns where tasks or tokens go",
+            remedy="set model.moe.gate.kind=task or token",
         )
     if moe.gate.kind in ("task_embedding", "task_description") and moe.gate.router == "linear":
         raise ConfigError(
@@ -235,6 +264,17 @@ def _check_learning(config: RunConfig, learn: LearnConfig) -> None:
             got=f"run.early_stop={config.run.early_stop} with structure.learn",
             expected="run.early_stop=null",
             remedy="remove run.early_stop",
+        )
+
+
+def _check_steps(key: str, value: int | list[int]) -> None:
+    steps = [value] if isinstance(value, int) else value
+    if not steps or min(steps) < 1:
+        raise ConfigError(
+            f"structure.learn.{key} must be a number of steps, or one per phase",
+            got=value,
+            expected="an integer > 0, or a list of at least one",
+            remedy=f"correct structure.learn.{key}",
         )
 
 
@@ -271,7 +311,10 @@ def _check_gate(moe: MoEConfig) -> None:
 
 
 def _check_experts(config: RunConfig, moe: MoEConfig) -> None:
-    key = "num_experts" if moe.experts_per_task_group is None else "experts_per_task_group"
+    _check_pools(moe)
+    key = next(
+        (key for key in ("experts_per_task", "experts_per_task_group") if getattr(moe, key) is not None), "num_experts"
+    )
     choice = getattr(moe, key)
     if moe.top_k > choice:
         raise ConfigError(
@@ -299,3 +342,42 @@ def _check_experts(config: RunConfig, moe: MoEConfig) -> None:
                 expected=f"different numbers from 0 to {config.model.num_layers - 1}",
                 remedy="correct model.moe.layers, or set model.moe=null for a dense model",
             )
+
+
+def _check_block(config: RunConfig, moe: MoEConfig) -> None:
+    defaults, read = MoEConfig(), ("layers", "unit", "num_experts", "experts_per_task_group")
+    unread = [key for key in MoEConfig.model_fields if key not in read and getattr(moe, key) != getattr(defaults, key)]
+    if moe.experts_per_task_group != 1 or unread:
+        raise ConfigError(
+            "with unit block a task group has one whole layer, which no gate chooses",
+            got=f"model.moe.unit=block, experts_per_task_group={moe.experts_per_task_group}"
+            + "".join(f", {key}={getattr(moe, key)}" for key in unread),
+            expected="experts_per_task_group=1 and no key of gates or experts",
+            remedy=f"remove model.moe.{unread[0]}" if unread else "set model.moe.experts_per_task_group=1",
+        )
+    if config.parallel.ep_size != 1 or config.model.conditional is not None:
+        raise ConfigError(
+            "with unit block a rank holds its task groups' layers whole and unconditioned",
+            got=f"parallel.ep_size={config.parallel.ep_size}, "
+            f"model.conditional={'null' if config.model.conditional is None else '...'}",
+            expected="parallel.ep_size=1 and model.conditional=null",
+            remedy="set both; to spread task groups over ranks use parallel.placement=partitioned",
+        )
+
+
+def _check_pools(moe: MoEConfig) -> None:
+    if moe.experts_per_task is not None and moe.experts_per_task_group is not None:
+        raise ConfigError(
+            "experts are counted in two ways",
+            got=f"model.moe.experts_per_task={moe.experts_per_task}, "
+            f"model.moe.experts_per_task_group={moe.experts_per_task_group}",
+            expected="one of them",
+            remedy="set the other to null",
+        )
+    if moe.largest_pool is not None and (moe.experts_per_task is None or moe.largest_pool < moe.experts_per_task):
+        raise ConfigError(
+            "model.moe.largest_pool limits pools that grow with their tasks, and holds at least one task's experts",
+            got=f"model.moe.largest_pool={moe.largest_pool}, model.moe.experts_per_task={moe.experts_per_task}",
+            expected="null" if moe.experts_per_task is None else f"at least {moe.experts_per_task}",
+            remedy="set model.moe.experts_per_task, or remove model.moe.largest_pool",
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Literal
 
 from distmoe.errors import CheckpointError
@@ -80,7 +81,7 @@ def name_sources(
 
 
 def expert_sources(
-    before: TaskGrouping, after: TaskGrouping, experts_per_task_group: Sequence[int], *, mode: PoolMode
+    before: TaskGrouping, after: TaskGrouping, pool_sizes: Sequence[Sequence[int]], *, mode: PoolMode
 ) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """Returns, per routed layer and new expert (numbered over the layer), the old experts that it is made of.
 
@@ -90,14 +91,15 @@ def expert_sources(
     Args:
         before: Old grouping.
         after: New grouping.
-        experts_per_task_group: Per routed layer, the old experts of each task group.
+        pool_sizes: Per routed layer and old task group, its experts.
         mode: What becomes of the members' experts.
     """
     layers = []
-    for sources, per_group in zip(task_group_sources(before, after), experts_per_task_group, strict=True):
+    for sources, sizes in zip(task_group_sources(before, after), pool_sizes, strict=True):
+        stops = list(accumulate(sizes))
         experts: list[tuple[int, ...]] = []
         for members in sources:
-            rows = [range(member * per_group, (member + 1) * per_group) for member in members]
+            rows = [range(stops[member] - sizes[member], stops[member]) for member in members]
             if mode == "pool":
                 experts.extend((expert,) for row in rows for expert in row)
             else:

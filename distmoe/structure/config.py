@@ -8,12 +8,53 @@ from pydantic import Field
 
 from distmoe.config import Section
 
+PhaseSteps = int | list[int]
+"""A number of steps, or one per structural phase; the last one goes on for all later phases."""
+
+
+def steps_of(value: PhaseSteps, phase: int) -> int:
+    """Steps of a phase, counted from 0."""
+    return value if isinstance(value, int) else value[min(phase, len(value) - 1)]
+
+
+class AmalgamationConfig(Section):
+    """The paper's way to a joined layer: a fresh one learns to reproduce the layers that it replaces."""
+
+    steps: PhaseSteps = Field(
+        100, description="Optimizer steps of the new layer, or a list: one number per change of the structure."
+    )
+    lr: float = Field(1e-4, gt=0, description="Its learning rate, not decayed.")
+    weight_decay: float = Field(5e-5, ge=0, description="Its weight decay, as in Adam: added to the gradient.")
+    batch_size: int = Field(64, gt=0, description="Training examples per step, over all ranks.")
+    gates: Literal["dropped", "none"] = Field(
+        "dropped",
+        description="dropped: one learned gate per replaced layer, thrown away afterwards (as published; the loss "
+        "jumps). none: the new layer imitates the old ones directly.",
+    )
+
+    def steps_of(self, change: int) -> int:
+        """Steps at a change of the structure, counted from 0."""
+        return steps_of(self.steps, change)
+
 
 class LearnConfig(Section):
     """Structural learning (MTSL, arXiv 2305.00441)."""
 
-    task_steps: int = Field(
-        100, gt=0, description="Optimizer steps of training before each structural phase; too many over-fit first."
+    task_steps: PhaseSteps = Field(
+        100,
+        description="Optimizer steps of training before each structural phase, or a list: one number per phase, the "
+        "last one for all later phases. Too many over-fit first.",
+    )
+    amalgamation: AmalgamationConfig | None = Field(
+        None,
+        description="null: a joined layer is the mean of its members, aligned and weighted by tokens. Else it is a "
+        "fresh one that learns to reproduce them, as in the paper; only model.moe.unit=block.",
+    )
+    mean: Literal["tokens", "least_squares"] = Field(
+        "tokens",
+        description="How experts are averaged: by their tasks' tokens; or so that the result comes closest to each of "
+        "them on its own tasks' examples of the probe set (RegMean), at the cost of one pass and of matrices of "
+        "width x width per expert. Only model.moe.unit=ffn.",
     )
     trial_steps: int = Field(
         100,
@@ -49,6 +90,10 @@ class LearnConfig(Section):
     )
     alignment_examples: int = Field(64, ge=4, description="Sequences of that term per micro-batch.")
     probe_examples: int = Field(1024, ge=4, description="Sequences on which task groups are compared.")
+
+    def task_steps_of(self, phase: int) -> int:
+        """Steps before a structural phase, counted from 0."""
+        return steps_of(self.task_steps, phase)
 
 
 class StructureConfig(Section):

@@ -9,6 +9,7 @@ Shape letters: O outputs, C inputs (with a bias, one more: the constant 1), N to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +18,25 @@ from distmoe.structure.feed_forward_tensors import FeedForwardTensors
 from distmoe.structure.merging import shares_of, weighted_mean
 
 RIDGE = 1e-6
+
+
+@dataclass(frozen=True)
+class Grams:
+    """What one feed-forward part saw, as :func:`input_gram` sums it up.
+
+    Attributes:
+        inputs: Of its inputs.
+        hidden: Of its hidden activations.
+    """
+
+    inputs: Tensor
+    hidden: Tensor
+
+    def permuted(self, permutation_F: Tensor) -> Grams:
+        """With hidden units in another order; the constant of a bias stays last."""
+        rest = torch.arange(len(permutation_F), len(self.hidden))
+        order = torch.cat([permutation_F.cpu(), rest])
+        return Grams(self.inputs, self.hidden[order][:, order])
 
 
 def input_gram(x_NC: Tensor, *, bias: bool) -> Tensor:
@@ -49,8 +69,7 @@ def least_squares(weights_OC: Sequence[Tensor], grams_CC: Sequence[Tensor], *, r
 
 def merge_feed_forward_least_squares(
     members: Sequence[FeedForwardTensors],
-    input_grams: Sequence[Tensor],
-    hidden_grams: Sequence[Tensor],
+    grams: Sequence[Grams],
     *,
     ridge: float = RIDGE,
 ) -> FeedForwardTensors:
@@ -58,12 +77,12 @@ def merge_feed_forward_least_squares(
 
     Args:
         members: Weights of each member, hidden units already permuted.
-        input_grams: :func:`input_gram` of the inputs of each member on its own tasks' data.
-        hidden_grams: The same of its hidden activations, in the permuted order.
+        grams: Of each member on its own tasks' data, hidden units in the permuted order too.
         ridge: See :func:`least_squares`.
     """
-    w_in, b_in = _merge_affine([(member.w_in_HD, member.b_in_H) for member in members], input_grams, ridge)
-    w_out, b_out = _merge_affine([(member.w_out_DF, member.b_out_D) for member in members], hidden_grams, ridge)
+    inputs, hidden = [own.inputs for own in grams], [own.hidden for own in grams]
+    w_in, b_in = _merge_affine([(member.w_in_HD, member.b_in_H) for member in members], inputs, ridge)
+    w_out, b_out = _merge_affine([(member.w_out_DF, member.b_out_D) for member in members], hidden, ridge)
     return FeedForwardTensors(w_in, b_in, w_out, b_out)
 
 

@@ -6,11 +6,9 @@ every rank that computes a merge gets the same bits. Members are aligned first (
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-import torch
 from torch import Tensor
 
 from distmoe.structure.feed_forward_tensors import FeedForwardTensors, combine
@@ -53,21 +51,3 @@ def permute_all(
     if permutations is None:
         return list(members)
     return [member.permuted(permutation) for member, permutation in zip(members, permutations, strict=True)]
-
-
-def merge_router_rows(rows: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Router row and bias of an expert that replaces several, so that their total probability stays about the same.
-
-    Mean of the rows; ``log n`` on the mean bias, which is logsumexp where the members' logits agree.
-
-    Args:
-        rows: ``[D]`` per member.
-        biases: Scalar per member.
-    """
-    shares = shares_of([1] * len(rows))
-    return weighted_mean(rows, shares), weighted_mean(biases, shares) + math.log(len(rows))
-
-
-def stack_pools(members: Sequence[Tensor]) -> Tensor:
-    """The experts of all members one after the other: pooling, without merging (as BTX, arXiv 2403.07816)."""
-    return torch.cat(list(members), dim=0)

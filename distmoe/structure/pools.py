@@ -1,12 +1,13 @@
 """Alignment of whole pools: several feed-forward parts stacked along the first axis, as a task group owns them.
 
-Expert i of a joined task group is made of expert i of each member. A structural phase that merges pools does::
+A structural phase that merges experts does, with pools of one expert each::
 
     permutations = align_pools(weights)                                     # weights: one mapping per member
     aligned = [permute_pool(own, p) for own, p in zip(weights, permutations)]
     merged = {key: weighted_mean([own[key] for own in aligned], shares) for key in aligned[0]}
 
-and permutes both Adam moments of each member in the same way before it merges them.
+and permutes both Adam moments of each member in the same way before it merges them. One that pools them keeps all, and
+asks :func:`similar_experts` only where there would be too many.
 
 Shape letters: e experts of the pool, F hidden units.
 """
@@ -14,6 +15,7 @@ Shape letters: e experts of the pool, F hidden units.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -49,3 +51,37 @@ def permute_pool(tensors: Mapping[str, Tensor], permutations_eF: Tensor) -> dict
         for index, permutation_F in enumerate(permutations_eF)
     ]
     return {key: torch.stack([own[key] for own in permuted]) for key in permuted[0]}
+
+
+def similar_experts(pool: Mapping[str, Tensor], count: int) -> tuple[tuple[int, ...], ...]:
+    """Which experts of a pool to merge so that ``count`` are left: average linkage on the distance of their weights.
+
+    Hidden units are brought to the order of the first expert before distances are taken (as HC-SMoE does with outputs,
+    arXiv 2410.08589; weights need no data). Ties go to the lowest experts.
+
+    Args:
+        pool: Stacked ``w_in, b_in, w_out, b_out``.
+        count: Experts that are to be left, at most as many as there are.
+
+    Returns:
+        Disjoint sets of experts in order of their smallest.
+    """
+    size = len(pool["w_in"])
+    assert 0 < count <= size, f"{count} of {size} experts"
+    first = FeedForwardTensors.of(pool, 0)
+    rows = []
+    for index in range(size):
+        own = FeedForwardTensors.of(pool, index)
+        aligned = own.permuted(align(first, own)).by_name()
+        rows.append(torch.cat([tensor.double().flatten() for tensor in aligned.values()]))
+    distances = torch.cdist(torch.stack(rows), torch.stack(rows)).tolist()
+
+    def linkage(pair: tuple[tuple[int, ...], tuple[int, ...]]) -> float:
+        one, other = pair
+        return sum(distances[i][j] for i in one for j in other) / (len(one) * len(other))
+
+    sets: list[tuple[int, ...]] = [(index,) for index in range(size)]
+    while len(sets) > count:
+        one, other = min(combinations(sets, 2), key=linkage)
+        sets = sorted([*(own for own in sets if own not in (one, other)), tuple(sorted(one + other))])
+    return tuple(sets)

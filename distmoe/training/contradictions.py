@@ -84,8 +84,8 @@ def check_structure(config: RunConfig, tasks: TaskSet, grouping: TaskGrouping) -
     ep_size = config.parallel.ep_size
     for layer in range(grouping.num_layers):
         num_task_groups = grouping.num_task_groups(layer)
-        num_experts = moe.experts_of_layer(num_task_groups)
-        if num_experts % num_task_groups:
+        sizes = moe.pool_sizes(grouping.layers[layer])
+        if _counts_experts(moe) and moe.num_experts % num_task_groups:
             raise ConfigError(
                 f"routed layer {layer}: the experts cannot be shared equally by its task groups",
                 got=f"model.moe.num_experts={moe.num_experts}, {num_task_groups} task groups of {len(tasks)} tasks",
@@ -93,19 +93,19 @@ def check_structure(config: RunConfig, tasks: TaskSet, grouping: TaskGrouping) -
                 remedy=f"set model.moe.num_experts={_next_multiple(moe.num_experts, num_task_groups * ep_size)}, "
                 "or change structure.grouping",
             )
-        share = num_experts // num_task_groups
-        if share % ep_size:
+        uneven = next((size for size in sizes if size % ep_size), None)
+        if uneven is not None:
             raise ConfigError(
                 f"routed layer {layer}: a task group's experts cannot be dealt to the ranks of a block",
-                got=f"{share} experts per task group, parallel.ep_size={ep_size}",
+                got=f"{uneven} experts per task group, parallel.ep_size={ep_size}",
                 expected=f"a multiple of {ep_size} per task group",
                 remedy=f"set {_more_experts(moe, num_task_groups, ep_size)}, or a smaller parallel.ep_size",
             )
-        if moe.top_k > share:
+        if moe.top_k > min(sizes):
             raise ConfigError(
                 f"routed layer {layer}: a token is to visit more experts than its task group has",
-                got=f"model.moe.top_k={moe.top_k}, {share} experts per task group",
-                expected=f"top_k <= {share}",
+                got=f"model.moe.top_k={moe.top_k}, {min(sizes)} experts per task group",
+                expected=f"top_k <= {min(sizes)}",
                 remedy="raise model.moe.num_experts (or model.moe.experts_per_task_group), or lower model.moe.top_k",
             )
 
@@ -127,6 +127,21 @@ def check_start(config: RunConfig, *, resumes: bool) -> None:
             expected="a trained body",
             remedy="make the run with tools/edit_tasks.py CHECKPOINT OUT --add FOLDER --recipe add_task_frozen, "
             "go on from a checkpoint (--resume PATH), or add model.pretrained=HF_DIR",
+        )
+
+
+def check_unit(config: RunConfig, *, zero_stage: int) -> None:
+    """Refuses whole layers per task group under ZeRO-3, which no test has compared with one process.
+
+    Raises:
+        ConfigError: Naming both keys.
+    """
+    if config.model.moe is not None and config.model.moe.unit == "block" and zero_stage == 3:
+        raise ConfigError(
+            "whole layers per task group were not proven exact under ZeRO-3",
+            got=f"model.moe.unit=block, parallel.deepspeed={config.parallel.deepspeed}",
+            expected="ZeRO-0, 1 or 2",
+            remedy="use zero1_bf16 or zero2_bf16, or set model.moe.unit=ffn",
         )
 
 
@@ -186,13 +201,21 @@ def _check_batch(config: RunConfig, num_ranks: int) -> None:
 
 def _more_experts(moe: MoEConfig, num_task_groups: int, ep_size: int) -> str:
     """The next larger number of experts that the ranks of a block can share."""
+    if moe.experts_per_task is not None:
+        key = "experts_per_task" if moe.experts_per_task % ep_size else "largest_pool"
+        return f"model.moe.{key}={_next_multiple(getattr(moe, key), ep_size)}"
     if moe.experts_per_task_group is not None:
         return f"model.moe.experts_per_task_group={_next_multiple(moe.experts_per_task_group, ep_size)}"
     return f"model.moe.num_experts={_next_multiple(moe.num_experts, num_task_groups * ep_size)}"
 
 
+def _counts_experts(moe: MoEConfig) -> bool:
+    """Whether ``num_experts`` is read."""
+    return moe.experts_per_task is None and moe.experts_per_task_group is None
+
+
 def _check_experts(moe: MoEConfig, ep_size: int) -> None:
-    if moe.experts_per_task_group is not None:
+    if not _counts_experts(moe):
         return  # check_structure looks at every task group
     if moe.num_experts % ep_size:
         raise ConfigError(

@@ -11,6 +11,7 @@ from distmoe.engine.engine import Engine
 from distmoe.engine.initialize import initialize
 from distmoe.log import get_logger
 from distmoe.models.build import MultiTaskModel, build_model
+from distmoe.models.routed_layer import RoutedLayer
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.nn.conditional.counts import ParameterShares
 from distmoe.parallel import process_groups
@@ -45,8 +46,9 @@ def host_model(config: RunConfig, plan: Plan, placement: Placement, agreement: A
     groups = process_groups.create(placement, timeout=timedelta(minutes=config.parallel.timeout_minutes))
     model = agreement.run(lambda: _build_model(config, plan, groups))
     top_k = 0 if config.model.moe is None else config.model.moe.top_k
-    parameters = summary.count_parameters(model, num_experts=plan.num_experts(config.model.moe), top_k=top_k)
-    traffic = tuple(module.traffic for module in model.modules() if isinstance(module, RoutedFeedForward))
+    parameters = summary.count_parameters(model, pool_sizes=plan.pool_sizes(config.model.moe), top_k=top_k)
+    routed = (RoutedFeedForward, RoutedLayer)
+    traffic = tuple(module.traffic for module in model.modules() if isinstance(module, routed))
     engine = agreement.run(
         lambda: initialize(
             model, settings=plan.settings, optimizer=config.optimizer, process_groups=groups, placement=placement

@@ -8,7 +8,7 @@ Shape letters: B sequences, N tasks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from distmoe.data.batch import TaskBatch
 from distmoe.models.output import ModelOutput, TokenOutput
 from distmoe.moe.config import AuxiliaryLossConfig
 from distmoe.moe.losses import router_losses
+from distmoe.moe.routing import Routing
 from distmoe.tasks import TaskGrouping, TaskSet
 from distmoe.training.example_losses import regression_mask, row_losses
 from distmoe.training.structural.alignment import AlignmentTerm
@@ -54,6 +55,7 @@ class Objective:
     Args:
         tasks: The run's tasks.
         grouping: Who shares the routed layers.
+        pool_sizes: Experts of each task group, per routed layer; None: equal shares of each layer's experts.
         weights: Weights of the auxiliary losses; ``None`` for a dense model.
         world_size: Ranks over which gradients are averaged.
         all_reduce: Returns the sum of a tensor over these ranks; ``None`` on one process.
@@ -66,6 +68,7 @@ class Objective:
         tasks: TaskSet,
         grouping: TaskGrouping,
         *,
+        pool_sizes: Sequence[Sequence[int]] | None = None,
         weights: AuxiliaryLossConfig | None,
         world_size: int = 1,
         all_reduce: Callable[[Tensor], Tensor] | None = None,
@@ -74,6 +77,7 @@ class Objective:
     ) -> None:
         self._num_tasks, self._alignment = len(tasks), alignment
         self._num_task_groups = [grouping.num_task_groups(layer) for layer in range(grouping.num_layers)]
+        self._pool_sizes = pool_sizes
         self._weights = weights or AuxiliaryLossConfig()
         self._world_size, self._all_reduce = world_size, all_reduce
         self._regression_N = regression_mask(tasks, device)
@@ -93,7 +97,7 @@ class Objective:
             output.context,
             weights=self._weights,
             num_tasks=self._num_tasks,
-            num_task_groups=self._num_task_groups,
+            pool_sizes=self._sizes(output.routings),
             world_size=self._world_size,
             all_reduce=self._all_reduce,
         )
@@ -120,3 +124,11 @@ class Objective:
             finite=total.detach().isfinite().float(),
             auxiliary=auxiliary,
         )
+
+    def _sizes(self, routings: Sequence[Routing]) -> Sequence[Sequence[int]]:
+        if self._pool_sizes is not None:
+            return self._pool_sizes
+        return [
+            [routing.probs_TE.shape[1] // count] * count
+            for routing, count in zip(routings, self._num_task_groups, strict=True)
+        ]

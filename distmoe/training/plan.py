@@ -17,7 +17,7 @@ from distmoe.parallel.env import RankEnv, device
 from distmoe.parallel.placement import Placement, place
 from distmoe.tasks import TaskGrouping, TaskSet
 from distmoe.training.config import RunConfig
-from distmoe.training.contradictions import check_answers, check_positions, check_structure
+from distmoe.training.contradictions import check_answers, check_positions, check_structure, check_unit
 from distmoe.training.grouping import resolve_grouping
 from distmoe.training.run_data import Sources, open_sources
 
@@ -50,9 +50,9 @@ class Plan:
     def tasks(self) -> TaskSet:
         return self.sources.tasks
 
-    def num_experts(self, moe: MoEConfig | None) -> tuple[int, ...]:
-        """Experts of each routed layer."""
-        return () if moe is None else tuple(moe.experts_of_layer(len(partition)) for partition in self.grouping.layers)
+    def pool_sizes(self, moe: MoEConfig | None) -> tuple[tuple[int, ...], ...]:
+        """Experts of each task group, per routed layer."""
+        return () if moe is None else tuple(moe.pool_sizes(partition) for partition in self.grouping.layers)
 
     def place(self, weights: Sequence[float]) -> Placement:
         """Places the task groups and refuses a combination that DeepSpeed would not train exactly.
@@ -104,6 +104,7 @@ def make_plan(config: RunConfig, env: RankEnv) -> Plan:
     layers = routed_layers(config.model.moe, shape.num_layers)
     grouping = resolve_grouping(config.structure, sources.tasks, len(layers))
     check_structure(config, sources.tasks, grouping)
+    check_unit(config, zero_stage=settings.stage)
     if config.checkpoint.format == "deepspeed":
         deepspeed_folder.check(
             settings,

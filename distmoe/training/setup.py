@@ -125,6 +125,7 @@ def _announce(
         grouping=plan.grouping,
         placement=placement,
         parameters=hosted.parameters,
+        pool_sizes=plan.pool_sizes(config.model.moe),
         shares=hosted.shares,
         settings=plan.settings,
     )

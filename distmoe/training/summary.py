@@ -10,6 +10,7 @@ from torch import nn
 
 from distmoe.checkpoint.shares import shares_text
 from distmoe.engine.ds_config import DeepSpeedSettings
+from distmoe.models.routed_layer import RoutedLayer
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.nn.conditional.counts import ParameterShares
 from distmoe.parallel.placement import Placement
@@ -52,16 +53,20 @@ class TaskSize:
     left_out: int = 0
 
 
-def count_parameters(model: nn.Module, *, num_experts: Sequence[int], top_k: int) -> ParameterCount:
-    """Counts before the engine shards the model. ``num_experts``: of each routed layer, over all its task groups."""
+def count_parameters(model: nn.Module, *, pool_sizes: Sequence[Sequence[int]], top_k: int) -> ParameterCount:
+    """Counts before the engine shards the model. ``pool_sizes``: experts of each task group, per routed layer."""
     per_rank = sum(parameter.numel() for parameter in model.parameters())
     total = active = per_rank
-    routed = [module for module in model.modules() if isinstance(module, RoutedFeedForward)]
-    for module, count in zip(routed, num_experts, strict=True):
-        local = sum(parameter.numel() for parameter in module.pools.parameters())
-        pool: Any = next(iter(module.pools.values()))
-        per_expert = sum(parameter[0].numel() for parameter in pool.parameters())
-        total += count * per_expert - local
+    routed = [module for module in model.modules() if isinstance(module, (RoutedFeedForward, RoutedLayer))]
+    for module, sizes in zip(routed, pool_sizes, strict=True):
+        if isinstance(module, RoutedLayer):
+            local = sum(parameter.numel() for parameter in module.parameters())
+            per_expert = local // len(module.variants)
+        else:
+            local = sum(parameter.numel() for parameter in module.pools.parameters())
+            pool: Any = next(iter(module.pools.values()))
+            per_expert = sum(parameter[0].numel() for parameter in pool.parameters())
+        total += sum(sizes) * per_expert - local
         active += top_k * per_expert - local
     return ParameterCount(total, active, per_rank)
 
@@ -78,6 +83,7 @@ class Facts:
     placement: Placement
     parameters: ParameterCount
     settings: DeepSpeedSettings
+    pool_sizes: Sequence[Sequence[int]] = ()
     shares: ParameterShares | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -90,6 +96,7 @@ class Facts:
             ],
             "routed_layers": list(self.routed_layers),
             "grouping": self.grouping.to_json(),
+            "pool_sizes": [list(sizes) for sizes in self.pool_sizes],
             "placement": {
                 "mode": self.placement.mode,
                 "ep_size": self.placement.ep_size,
@@ -128,6 +135,8 @@ class Facts:
     def _model_lines(self, config: RunConfig) -> list[str]:
         moe, count = config.model.moe, self.parameters
         kind = "dense" if moe is None else f"gate {moe.gate.kind}, {moe.experts_text}, top {moe.top_k}"
+        if moe is not None and moe.unit == "block":
+            kind = moe.experts_text
         head = (
             f"model: {kind}; parameters: {count.total:,} total, {count.active:,} active per token, "
             f"{count.per_rank:,} on rank 0"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -39,7 +39,10 @@ from distmoe.training.run_folder import RunFolder
 from distmoe.training.selection import BestScore
 from distmoe.training.state import TrainerState
 from distmoe.training.structural.alignment import AlignmentTerm
+from distmoe.training.structural.amalgamation import Amalgamation, CreatedLayer
+from distmoe.training.structural.grams import MemberGrams, member_grams
 from distmoe.training.structural.probe import ProbeSet
+from distmoe.training.structural.state import Pending
 from distmoe.training.trainer import Trainer
 from distmoe.training.uncertainty import Scorer, UncertaintyLoader
 from distmoe.training.window import LossWindow
@@ -70,6 +73,19 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Makings:
+    """What joined layers are made with, besides the members' weights and moments.
+
+    Attributes:
+        grams: What the members saw, for a mean by least squares.
+        layers: Layers that learned to stand in for their members.
+    """
+
+    grams: MemberGrams = field(default_factory=dict)
+    layers: tuple[CreatedLayer, ...] = ()
+
+
+@dataclass(frozen=True)
 class Workshop:
     """Builds the part of a run that depends on the task grouping."""
 
@@ -82,12 +98,22 @@ class Workshop:
     agreement: Agreement
     env: RankEnv
 
-    def rebuild(self, old: Run, *, merges: MergePlan, checkpoint: Path, outlets: Outlets, on_trial: bool) -> Run:
+    def rebuild(
+        self,
+        old: Run,
+        *,
+        merges: MergePlan,
+        makings: Makings,
+        checkpoint: Path,
+        outlets: Outlets,
+        on_trial: bool,
+    ) -> Run:
         """The run with merged task groups, its state carried from a checkpoint before the merges. Collective.
 
         Args:
             old: Dismantled here.
             merges: What to merge; nothing goes back to the checkpoint.
+            makings: What joined layers are made with, besides their members; also of merges that are not made.
             checkpoint: Of the grouping before.
             outlets: Where lines go.
             on_trial: See :class:`~distmoe.training.trainer.Trainer`.
@@ -107,15 +133,57 @@ class Workshop:
         carrier = Carrier(
             plan=merges,
             routed_layers=plan.routed_layers,
-            experts_per_task_group=moe.experts_of_layer(1),
+            sizes_before=tuple(moe.pool_sizes(partition) for partition in merges.before.layers),
+            sizes_after=plan.pool_sizes(moe),
+            unit=moe.unit,
+            num_heads=plan.shape.num_heads,
+            mode="merge" if moe.experts_per_task is None else "pool",
             betas=(self.config.optimizer.betas[0], self.config.optimizer.betas[1]),
             names=tuple(run.trainer.engine.tensor_records()),
+            grams=makings.grams,
+            created={layer.merge: layer.tensors for layer in makings.layers},
         )
         run.checkpoints.load(checkpoint, carrier)
         if merges.merges:
             # Scores of another structure are no measure for this one, and its checkpoints cannot be loaded into it.
             run.state.best = BestScore(patience=self.config.run.early_stop)
         return run
+
+    def prepare(self, run: Run, pending: Pending) -> Makings:
+        """What the joined layers of all plans on trial are made with, from the model before them. Collective."""
+        learn, engine = self.config.structure.learn, run.trainer.engine
+        plan, merges = pending.plans[-1], tuple(sorted(set(pending.merges)))
+        assert learn is not None, "structural learning without options"
+        assert self.probe is not None, "structural learning without a probe set"
+        assert isinstance(run.model, MultiTaskEncoder), "structural learning joins layers of encoders"
+        engine.eval_mode()
+        try:
+            if learn.amalgamation is not None:
+                amalgamation = Amalgamation(
+                    model=run.model,
+                    config=self.config.model,
+                    options=learn.amalgamation,
+                    probe=self.probe,
+                    model_layers=self.plan.routed_layers,
+                    seed=self.config.run.seed,
+                    device=engine.device,
+                )
+                return Makings(layers=amalgamation.create(plan.before, merges, version=plan.version))
+            if learn.mean == "least_squares" and merges:
+                grams = member_grams(
+                    run.model,
+                    plan.before,
+                    merges,
+                    probe=self.probe,
+                    model_layers=self.plan.routed_layers,
+                    rank=self.env.rank,
+                    num_ranks=self.env.world_size,
+                    device=engine.device,
+                )
+                return Makings(grams=grams)
+            return Makings()
+        finally:
+            engine.train_mode()
 
     def loads(self) -> tuple[int, ...]:
         """Tokens of each task per million examples of the mixture: what its share of a merge is proportional to."""
@@ -157,6 +225,7 @@ class Workshop:
         objective = Objective(
             plan.tasks,
             plan.grouping,
+            pool_sizes=plan.pool_sizes(config.model.moe),
             weights=None if config.model.moe is None else config.model.moe.losses,
             world_size=env.world_size,
             all_reduce=_all_reduce if is_distributed() else None,
@@ -278,9 +347,8 @@ def _build_journal(
     if moe is not None:
         statistics = RoutingStatistics(
             num_tasks=len(plan.tasks),
-            num_experts=plan.num_experts(moe),
+            pool_sizes=plan.pool_sizes(moe),
             top_k=moe.top_k,
-            num_task_groups=[plan.grouping.num_task_groups(layer) for layer in range(plan.grouping.num_layers)],
             device=on,
         )
     return Journal(

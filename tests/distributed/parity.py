@@ -77,6 +77,7 @@ class Case:
 
     name: str
     partitions: tuple = ONE
+    unit: str = "ffn"
     gate: str = "token"
     top_k: int = 2
     num_experts: int = 12  # per layer; each task group's share is dealt to ep_size ranks
@@ -139,10 +140,13 @@ def placement_of(case: Case, num_ranks: int | None = None) -> Placement:
 
 
 def build(case: Case, hosting: Sequence[Any]) -> nn.Module:
-    moe = (
-        None
-        if case.dense
-        else MoEConfig(
+    moe: MoEConfig | None
+    if case.dense:
+        moe = None
+    elif case.unit == "block":
+        moe = MoEConfig(layers="all", unit="block", experts_per_task_group=1)
+    else:
+        moe = MoEConfig(
             layers="all",
             num_experts=case.num_experts,
             top_k=case.top_k,
@@ -151,7 +155,6 @@ def build(case: Case, hosting: Sequence[Any]) -> nn.Module:
             shared_expert=case.shared_expert,
             losses=case.losses,
         )
-    )
     config = ModelConfig(
         moe=moe,
         dropout=0.0,

@@ -14,6 +14,7 @@ import pytest
 
 from distmoe.engine.ds_config import resolve
 from distmoe.engine.supported import TABLE, Row, combination, lookup
+from distmoe.moe.config import AuxiliaryLossConfig
 from tests.distributed.harness import run_ranks
 from tests.distributed.parity import (
     BF16,
@@ -44,13 +45,18 @@ Z3 = {"stage3_param_persistence_threshold": 0}
 SPLIT = {"mode": "partitioned", "gate": "task", "top_k": 1}
 LOW = {"gate": "task", "top_k": 1}  # task-level routes do not flip by rounding
 BF16_SUMS = {"grad_accum_dtype": "bf16"}
+WHOLE = {"unit": "block", "losses": AuxiliaryLossConfig()}  # a layer per task group
 HALF = {"conditional": COND, "freeze": "lower_half"}
 
 CASES = (
     # one rank
     Case(name="zero0 routed", num_ranks=1, config=zero(0)),
     Case(name="zero1 routed, two micro-batches", num_ranks=1, config=zero(1), accumulation=2, partitions=TREE),
+    Case(name="zero0 whole layers", num_ranks=1, **WHOLE, partitions=TREE, config=zero(0)),
     # two ranks
+    Case(name="zero1 whole layers, disjoint tasks", **WHOLE, partitions=TREE, accumulation=2),
+    Case(name="zero1 whole layers partitioned", **WHOLE, mode="partitioned", partitions=TWO),
+    Case(name="zero2 whole layers, a rank without tokens", **WHOLE, partitions=THREE, idle_rank=1, config=zero(2)),
     Case(name="zero0 dense", dense=True, config=zero(0)),
     Case(name="zero1, disjoint tasks, two micro-batches", accumulation=2),
     Case(name="zero1, no clipping", clipping=0.0, weight_decay=0.0, by_task=False),

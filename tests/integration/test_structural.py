@@ -113,6 +113,74 @@ def test_another_task_set_is_refused_before_the_first_step(whole: Path, tmp_path
     assert NAMES[3] in ended.output
 
 
+@pytest.mark.slow
+def test_means_by_least_squares_are_those_of_one_process_on_two_ranks(tmp_path: Path) -> None:
+    options = LEARN[-1].replace("tolerance", "mean: least_squares, tolerance")
+    folders_of = [tmp_path / f"{num_ranks}" for num_ranks in (1, 2)]
+    for num_ranks, folder in zip((1, 2), folders_of, strict=True):
+        ended = train(folder, "model.dropout=0", "model.attention_dropout=0", options, num_ranks=num_ranks)
+        assert ended.code == 0, ended.output
+    first, second = ([line for line in metrics(path / "run") if "loss" in line] for path in folders_of)
+    for alone, shared in zip(first, second, strict=True):
+        assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_task_groups_pool_their_experts_and_merge_them_beyond_a_limit(tmp_path: Path) -> None:
+    """One expert per task, at most three per pool: four joined tasks keep three."""
+    pooled = ("model.moe.experts_per_task_group=null", "model.moe.experts_per_task=1", "model.moe.largest_pool=3")
+    folders_of = [tmp_path / f"{num_ranks}" for num_ranks in (1, 2)]
+    for num_ranks, folder in zip((1, 2), folders_of, strict=True):
+        ended = train(folder, *pooled, "model.dropout=0", "model.attention_dropout=0", num_ranks=num_ranks)
+        assert ended.code == 0, ended.output
+    one, two = map(phases, folders_of)
+    assert [record["pool_sizes"] for record in one] == [[[3], [1, 1, 1, 1]], [[3], [3]]]
+    assert [record["grouping"] for record in two] == [record["grouping"] for record in one]
+    first, second = ([line for line in metrics(path / "run") if "loss" in line] for path in folders_of)
+    for alone, shared in zip(first, second, strict=True):
+        assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+
+
+WHOLE = ("model.moe.unit=block", "model.dropout=0", "model.attention_dropout=0")
+PAPER = (
+    "structure.learn={task_steps: [4, 3], trial_steps: 0, threshold: 0.6, probe_examples: 64, alignment_examples: 16, "
+    "amalgamation: {steps: [3, 2], batch_size: 16}}"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paper", [False, True])
+def test_whole_layers_are_joined_alike_on_one_rank_and_on_two(tmp_path: Path, paper: bool) -> None:
+    """By means with a trial, and by amalgamation: losses before, through and after both structural phases."""
+    folders_of = [tmp_path / f"{num_ranks}" for num_ranks in (1, 2)]
+    for num_ranks, folder in zip((1, 2), folders_of, strict=True):
+        ended = train(folder, *WHOLE, *([PAPER] if paper else []), num_ranks=num_ranks)
+        assert ended.code == 0, ended.output
+    one, two = map(phases, folders_of)
+    assert len(one) == 2
+    assert [record["grouping"] for record in two] == [record["grouping"] for record in one]
+    assert [[created["steps"] for created in record["amalgamation"]] for record in one] == (
+        [[3], [2]] if paper else [[], []]
+    )
+    first, second = ([line for line in metrics(path / "run") if "loss" in line] for path in folders_of)
+    for alone, shared in zip(first, second, strict=True):
+        assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-4 if paper else 1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_a_phase_of_the_paper_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    """The kill comes in the save that ends the first phase; the layer is made again, the same."""
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    assert train(whole, *WHOLE, PAPER).code == 0
+    (ended,) = run_ranks(
+        again, ["rename", "2", "0", "SIGKILL", *overrides(again, *LEARN, *WHOLE, PAPER)], script=INTERRUPT, num_ranks=1
+    )
+    assert ended.code == -9, ended.output
+    assert train(again, *WHOLE, PAPER).code == 0
+    first, second = (read_weights(folder / "run" / "checkpoints" / "step_24") for folder in (whole, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_merges_that_are_not_kept_are_banned_and_training_goes_back(tmp_path: Path) -> None:
     """With no tolerance at all, of a whole frontier and its task groups one loses, by however little."""
     ended = train(

@@ -16,9 +16,10 @@ class DistmoeConfig(PretrainedConfig):
         pooling: The state that the heads read: `cls` or `mean`.
         tasks: One entry per task, in the order of task ids: `name`, `kind` (classification, pair_classification,
             regression), `num_outputs`, `labels`, `pair`, `metric`, `family`, `description`.
-        routed_layers: One entry per routed layer: `layer` (index), `task_groups` (task ids), `num_experts` (of all task
-            groups; each owns an equal, consecutive share), `expert_size`, `shared_size` (0: no shared expert), `top_k`,
-            `combine`, `gate` (`kind` as trained, `form`, `granularity`, and the form's sizes).
+        routed_layers: One entry per routed layer: `layer` (index), `unit`, `task_groups` (task ids). Unit `block` is a
+            whole layer per task group. Unit `ffn` has also `num_experts` (of all task groups), `pool_sizes` (each task
+            group's consecutive share of them), `expert_size`, `shared_size` (0: no shared expert), `top_k`, `combine`,
+            `gate` (`kind` as trained, `form`, `granularity`, and the form's sizes).
         conditional: Task-conditioned modules; None: none. `alignment` (whether), `layer_norm` (layers), `attention`
             (`layers`, `max_length`, `block_side`), `adapters` (by layer: `size`, `activation`, `norm`), `chain` (the
             same, of adapters over all layers that make the output).

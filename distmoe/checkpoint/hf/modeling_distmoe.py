@@ -181,14 +181,16 @@ class DistmoeRoutedFeedForward(nn.Module):
         shared = routed["shared_size"]
         self.shared_mlp = DistmoeFeedForward(D, shared, config.hidden_act) if shared else None
         groups = routed["task_groups"]
-        self.share = E // len(groups)
+        # Exports of older versions say no sizes: their task groups have equally many experts.
+        sizes = routed.get("pool_sizes", [E // len(groups)] * len(groups))
+        self.group_of_expert = [g for g, size in enumerate(sizes) for _ in range(size)]
         self.group_of_task = [next(g for g, group in enumerate(groups) if t in group) for t in range(len(config.tasks))]
 
     def forward(self, x_TD, task_ids_T, sequence_ids_T, num_sequences):
         logits_TE = self.gate(x_TD, task_ids_T, sequence_ids_T, num_sequences)
         # Experts of the task's own group only.
         group_T1 = torch.tensor(self.group_of_task, device=x_TD.device)[task_ids_T].unsqueeze(1)
-        foreign_TE = torch.arange(self.num_experts, device=x_TD.device) // self.share != group_T1
+        foreign_TE = torch.tensor(self.group_of_expert, device=x_TD.device) != group_T1
         logits_TE = logits_TE.masked_fill(foreign_TE, float("-inf"))
         expert_ids_TK = logits_TE.topk(self.top_k, dim=-1).indices
         weights_TK = self._weights(logits_TE.softmax(-1).gather(1, expert_ids_TK))
@@ -339,6 +341,31 @@ def normalise(norm, x_BSD, task_ids_B):
     return norm(x_BSD, task_ids_B) if isinstance(norm, DistmoeTaskLayerNorm) else norm(x_BSD)
 
 
+class DistmoeRoutedLayer(nn.Module):
+    """A whole layer per task group; a sequence goes through the one of its task's group."""
+
+    def __init__(self, config, index, routed):
+        super().__init__()
+        groups = routed["task_groups"]
+        self.variants = nn.ModuleDict({f"g{g}": DistmoeLayer(config, index, None) for g in range(len(groups))})
+        self.group_of_task = [next(g for g, group in enumerate(groups) if t in group) for t in range(len(config.tasks))]
+
+    def forward(self, x_BSD, mask_B11S, tokens, task_ids_B):
+        group_B = torch.tensor(self.group_of_task, device=x_BSD.device)[task_ids_B]
+        y_BSD = torch.zeros_like(x_BSD)
+        for g, variant in enumerate(self.variants.values()):
+            rows_R = (group_B == g).nonzero().squeeze(1)
+            if len(rows_R):
+                y_RSD = variant(x_BSD[rows_R], mask_B11S[rows_R], tokens, task_ids_B[rows_R])
+                y_BSD = y_BSD.index_copy(0, rows_R, y_RSD.to(y_BSD.dtype))
+        return y_BSD
+
+
+def make_layer(config, index, routed):
+    whole = routed is not None and routed.get("unit") == "block"
+    return DistmoeRoutedLayer(config, index, routed) if whole else DistmoeLayer(config, index, routed)
+
+
 class DistmoeEncoder(nn.Module):
     """Embeddings and layers."""
 
@@ -346,7 +373,7 @@ class DistmoeEncoder(nn.Module):
         super().__init__()
         routed = {entry["layer"]: entry for entry in config.routed_layers}
         self.embeddings = DistmoeEmbeddings(config)
-        self.layers = nn.ModuleList(DistmoeLayer(config, i, routed.get(i)) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(make_layer(config, i, routed.get(i)) for i in range(config.num_hidden_layers))
         conditional, M, D = config.conditional or {}, len(config.tasks), config.hidden_size
         self.alignment = DistmoeFilm(M, D) if conditional.get("alignment") else None
         self.chain = None

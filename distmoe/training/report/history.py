@@ -44,6 +44,13 @@ class RunHistory:
         return self.summary.get("grouping", {}).get("layers", [])
 
     @property
+    def pool_sizes(self) -> list[list[int]]:
+        """Experts of each task group, per routed layer, as they are at the end; empty where a run does not say."""
+        if self.structure:
+            return self.structure[-1]["structure"].get("pool_sizes", [])
+        return self.summary.get("pool_sizes", [])
+
+    @property
     def task_names(self) -> list[str]:
         """In the run's order, else in order of first appearance."""
         if "tasks" in self.summary:

@@ -1,25 +1,43 @@
-"""Pictures of what a checkpoint suggests: dendrograms per layer, and the tree of the proposed grouping."""
+"""Pictures of what a model suggests: heat maps and dendrograms per layer, and the tree of the proposed grouping."""
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from distmoe.structure.tree import dendrogram
 from distmoe.tasks import TaskGrouping
 from distmoe.training.report.history import RunHistory
+from distmoe.training.report.structure import heat_map
 from distmoe.training.report.style import Theme, dress, grid_shape, new_figure, save
 from distmoe.training.report.tree import task_tree
 from distmoe.training.structural.offline import Finding
 
 
 def draw(finding: Finding, folder: Path, *, threshold: float) -> list[Path]:
-    """Writes ``dendrogram.png`` and ``tree.png`` with their dark variants; returns all paths."""
+    """Writes ``similarity``, ``dendrogram`` and ``tree`` as PNG, with their dark variants; returns all paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = save(functools.partial(dendrograms, finding, threshold), folder, "dendrogram")
+    paths = [*save(functools.partial(heat_maps, finding), folder, "similarity")]
+    paths += save(functools.partial(dendrograms, finding, threshold), folder, "dendrogram")
     return [*paths, *save(functools.partial(task_tree, _as_history(finding)), folder, "tree")]
+
+
+def heat_maps(finding: Finding, theme: Theme) -> Figure:
+    """One matrix per layer, its members in the order of the layer's dendrogram."""
+    layers = [layer for layer in finding.layers if layer.similarity is not None]
+    rows, columns = grid_shape(len(layers), columns=3)
+    side = 0.34 * max(len(layer.members) for layer in layers) + 1.7
+    figure = new_figure(theme, side * columns, (side - 0.3) * rows)
+    for place, layer in enumerate(layers):
+        assert layer.similarity is not None
+        order = dendrogram(layer.similarity).leaf_order
+        values_MM = layer.similarity.values()[np.ix_(order, order)]
+        labels = [", ".join(finding.tasks[task].name for task in layer.members[leaf]) for leaf in order]
+        heat_map(figure.add_subplot(rows, columns, place + 1), theme, values_MM, labels, title=f"layer {layer.layer}")
+    return figure
 
 
 def dendrograms(finding: Finding, threshold: float, theme: Theme) -> Figure:

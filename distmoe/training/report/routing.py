@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -84,11 +85,11 @@ def load_bars(history: RunHistory, theme: Theme) -> Figure:
             xlabel="expert" if index >= len(layers) - columns else None,
         )
         shares = _normalised(routing[layer]["load"])
-        num_task_groups = _num_task_groups(history, index)
-        per_task_group = max(1, len(shares) // num_task_groups)
+        sizes = _pool_sizes(history, index, len(shares))
         colours = [
-            theme.accent if num_task_groups == 1 else PALETTE[e // per_task_group % len(PALETTE)]
-            for e in range(len(shares))
+            theme.accent if len(sizes) == 1 else PALETTE[task_group % len(PALETTE)]
+            for task_group, size in enumerate(sizes)
+            for _ in range(size)
         ]
         axes.bar(range(len(shares)), shares, color=colours, width=0.75)
         axes.axhline(1 / len(shares), color=theme.muted, linewidth=0.9, linestyle=":")
@@ -129,14 +130,17 @@ def _heat_map(axes: Axes, theme: Theme, layer: str, counts: dict[str, Any], name
 
 
 def _task_group_borders(axes: Axes, theme: Theme, history: RunHistory, index: int, num_experts: int) -> None:
-    num_task_groups = _num_task_groups(history, index)
-    for border in range(1, num_task_groups):
-        axes.axvline(border * num_experts / num_task_groups - 0.5, color=theme.second, linewidth=1.2)
+    for border in list(accumulate(_pool_sizes(history, index, num_experts)))[:-1]:
+        axes.axvline(border - 0.5, color=theme.second, linewidth=1.2)
 
 
-def _num_task_groups(history: RunHistory, index: int) -> int:
-    layers = history.partitions
-    return len(layers[index]) if index < len(layers) else 1
+def _pool_sizes(history: RunHistory, index: int, num_experts: int) -> list[int]:
+    """Experts of each task group; runs of older versions do not say: equal shares."""
+    sizes, partitions = history.pool_sizes, history.partitions
+    if index < len(sizes) and sum(sizes[index]) == num_experts:
+        return sizes[index]
+    count = len(partitions[index]) if index < len(partitions) else 1
+    return [num_experts // count] * count if num_experts % count == 0 else [num_experts]
 
 
 def _normalised(counts: list[float]) -> NDArray[np.float64]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from distmoe.training.report import html
@@ -53,7 +55,29 @@ def merge_table(history: RunHistory) -> str:
     return table + f"<p>{_spell_seconds(history)}</p>"
 
 
-def _panel(axes: Any, theme: Theme, history: RunHistory, line: Record, proposal: Record) -> None:
+def heat_map(
+    axes: Axes, theme: Theme, values_MM: np.ndarray, labels: Sequence[str], *, title: str, is_relative: bool = False
+) -> None:
+    """One matrix of similarities, with numbers where there is room; relative ones have no upper bound."""
+    dress(axes, theme, title=title, grid=False)
+    others = values_MM[~np.eye(len(labels), dtype=bool)]
+    if is_relative:
+        lowest, highest = float(others.min()), float(max(others.max(), others.min() + 1e-6))
+    else:
+        # The residual pushes all values of CKA towards 1; what matters is the difference between them.
+        lowest, highest = min(float(values_MM.min()), 0.95), 1.0
+    axes.imshow(values_MM, cmap=theme.sequence, vmin=lowest, vmax=highest, interpolation="nearest")
+    if len(labels) <= _NUMBERED:
+        for row, column in np.argwhere(~np.eye(len(labels), dtype=bool)):
+            bright = (values_MM[row, column] - lowest > 0.6 * (highest - lowest)) == (theme.name == "light")
+            value, colour = f"{values_MM[row, column]:.2f}".replace("0.", "."), "#ffffff" if bright else "#1f2430"
+            axes.text(column, row, value, ha="center", va="center", fontsize=6, color=colour)
+    axes.set_xticks(range(len(labels)), labels, rotation=90)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.tick_params(colors=theme.text, labelsize=7)
+
+
+def _panel(axes: Axes, theme: Theme, history: RunHistory, line: Record, proposal: Record) -> None:
     from matplotlib.patches import Rectangle
 
     members = [tuple(member) for member in proposal["frontier"]["members"]]
@@ -65,25 +89,11 @@ def _panel(axes: Any, theme: Theme, history: RunHistory, line: Record, proposal:
     ]
     # Members of one merge stand side by side.
     order = sorted(range(len(members)), key=lambda place: (_merge_of(members[place], kept), place))
-    table = np.asarray(proposal["similarity"], dtype=float)[np.ix_(order, order)]
+    values_MM = np.asarray(proposal["similarity"], dtype=float)[np.ix_(order, order)]
     title = f"phase {line['structure']['phase']}, layer {_model_layer(history, layer)}"
-    dress(axes, theme, title=title, grid=False)
-    others = table[~np.eye(len(order), dtype=bool)]
-    if proposal["threshold"] is None:
-        lowest, highest = float(others.min()), float(max(others.max(), others.min() + 1e-6))
-    else:
-        # The residual pushes all values of CKA towards 1; what matters is the difference between them.
-        lowest, highest = min(float(table.min()), 0.95), 1.0
-    axes.imshow(table, cmap=theme.sequence, vmin=lowest, vmax=highest, interpolation="nearest")
-    if len(order) <= _NUMBERED:
-        for row, column in np.argwhere(~np.eye(len(order), dtype=bool)):
-            bright = (table[row, column] - lowest > 0.6 * (highest - lowest)) == (theme.name == "light")
-            value, colour = f"{table[row, column]:.2f}".replace("0.", "."), "#ffffff" if bright else "#1f2430"
-            axes.text(column, row, value, ha="center", va="center", fontsize=6, color=colour)
+    is_relative = proposal["threshold"] is None
     labels = [_names(history, members[place]) for place in order]
-    axes.set_xticks(range(len(order)), labels, rotation=90)
-    axes.set_yticks(range(len(order)), labels)
-    axes.tick_params(colors=theme.text, labelsize=7)
+    heat_map(axes, theme, values_MM, labels, title=title, is_relative=is_relative)
     for merge in kept:
         places = [index for index, place in enumerate(order) if members[place] in merge]
         if places:

@@ -17,7 +17,7 @@ from distmoe.training.structural.trial import Outcome
 
 if TYPE_CHECKING:
     from distmoe.training.trainer import Ended
-    from distmoe.training.workshop import Run, Workshop
+    from distmoe.training.workshop import Makings, Run, Workshop
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def try_plans(
     stop: StopSignal,
     *,
     pending: Pending,
+    makings: Makings,
     checkpoint: Path,
     before: Evaluation,
     num_steps: int,
@@ -54,6 +55,7 @@ def try_plans(
         run: Dismantled here.
         stop: Asked at every step border; a stopped trial is tried again from its checkpoint.
         pending: The plans.
+        makings: What their joined layers are made with.
         checkpoint: Where all arms start.
         before: Validation there.
         num_steps: Of each arm; 0: no trial, the last plan's merges are made.
@@ -61,7 +63,7 @@ def try_plans(
     plans = (pending.keep(()), *pending.plans) if num_steps else pending.plans[-1:]
     losses = []
     for plan in plans:
-        run, lines = _start(workshop, run, plan, checkpoint)
+        run, lines = _start(workshop, run, plan, makings, checkpoint)
         if num_steps:
             stopped = run.trainer.run(stop, until=run.state.step + num_steps)
             if stopped is not None:
@@ -71,8 +73,9 @@ def try_plans(
     return Tried(run, lines, outcome)
 
 
-def _start(workshop: Workshop, run: Run, plan: MergePlan, checkpoint: Path) -> tuple[Run, Buffer]:
+def _start(workshop: Workshop, run: Run, plan: MergePlan, makings: Makings, checkpoint: Path) -> tuple[Run, Buffer]:
     """The run of an arm, and where its lines wait."""
     lines = Buffer()
     silent = Outlets(Monitor((lines,) if workshop.env.rank == 0 else ()), Progress(0, rank=-1))
-    return workshop.rebuild(run, merges=plan, checkpoint=checkpoint, outlets=silent, on_trial=True), lines
+    run = workshop.rebuild(run, merges=plan, makings=makings, checkpoint=checkpoint, outlets=silent, on_trial=True)
+    return run, lines

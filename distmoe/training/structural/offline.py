@@ -1,7 +1,9 @@
-"""The task groups that a trained checkpoint suggests, without training: similarities, partitions, a recipe section.
+"""The task groups that a trained model suggests, without training: similarities, partitions, a recipe section.
 
-Every routed layer is compared on the probe set with the states that each task group itself brings there, so the layers
-above need not be shared. A deeper layer's partition is sought inside the task groups of the shallower one: a tree.
+Where tasks have layers of their own, every routed layer is compared on the probe set, with the states that each task
+group itself brings there, so the layers above need not be shared. Where they share all of them, every layer is compared
+by how each task's own examples use it (:mod:`distmoe.structure.usage`). A deeper layer's partition is sought inside the
+task groups of the shallower one: a tree.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +26,7 @@ from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.parallel.env import read_env
 from distmoe.structure.frontier import Frontier
 from distmoe.structure.propose import propose
+from distmoe.structure.search import check_threshold
 from distmoe.structure.similarity import Similarity
 from distmoe.tasks import TaskSet
 from distmoe.tasks.grouping import TaskGroup
@@ -30,6 +34,7 @@ from distmoe.training.agreement import Agreement
 from distmoe.training.config import RunConfig
 from distmoe.training.run_data import encode, open_sources
 from distmoe.training.structural.probe import ProbeSet
+from distmoe.training.structural.usage import config_of_folder, is_hf_folder, pretrained_model, usage_by_layer
 
 
 @dataclass(frozen=True)
@@ -51,65 +56,102 @@ class LayerFinding:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a checkpoint suggests.
+    """What a model suggests.
 
     Attributes:
         tasks: All tasks of the checkpoint.
-        layers: Per routed layer, shallow to deep.
+        layers: Per compared layer, shallow to deep.
+        measure: What a similarity is, in words.
+        is_routed: Whether tasks had layers of their own.
     """
 
     tasks: TaskSet
     layers: tuple[LayerFinding, ...]
+    measure: str
+    is_routed: bool
 
     def recipe(self) -> str:
-        """Section of a recipe with the proposed grouping."""
+        """Section of a recipe with the proposed grouping; of a model without routed layers, also which to route."""
         partitions = [[[self.tasks[task].name for task in own] for own in layer.partition] for layer in self.layers]
-        section = {"structure": {"grouping": partitions}}
+        section: dict[str, Any] = {"structure": {"grouping": partitions}}
+        if not self.is_routed:
+            routed = {"layers": [layer.layer for layer in self.layers], "experts_per_task_group": 1}
+            section = {"model": {"moe": routed}} | section
         return yaml.safe_dump(section, sort_keys=False, default_flow_style=None, width=120)
 
 
-def examine(checkpoint: Path, *, names: Sequence[str] | None, threshold: float, num_examples: int) -> Finding:
-    """Compares the task groups of a checkpoint; one process.
+def examine(
+    source: Path, *, names: Sequence[str] | None, threshold: float, num_examples: int, data: Path | None = None
+) -> Finding:
+    """Compares the tasks of a model; one process.
 
     Args:
-        checkpoint: A folder ``step_N``; the data of its run must be there.
+        source: A folder ``step_N``, whose run's data must be there, or a Hugging Face BERT or RoBERTa folder.
         names: Tasks to look at; None: all.
         threshold: See :func:`distmoe.structure.search.find_partition`.
         num_examples: Size of the probe set.
+        data: Folder of task folders; for a Hugging Face folder only.
 
     Raises:
-        DistmoeError: If the checkpoint has no task groups to compare, a task is unknown, or data is missing.
+        DistmoeError: If a task is unknown, data is missing, or there is nothing to compare.
     """
-    stored = StoredModel.read(checkpoint)
-    tasks, grouping = stored.tasks, stored.grouping
-    if all(len(partition) == 1 for partition in grouping.layers):
-        raise CheckpointError(
-            f"{checkpoint} has no task groups that could be compared",
-            got="a dense model" if not grouping.layers else "one task group at every routed layer",
-            expected="tasks with layers of their own",
-            remedy="train a while with structure.grouping=per_task, or use the recipe task_moe_learned",
+    check_threshold(threshold)
+    if is_hf_folder(source):
+        config = config_of_folder(source, data, names, num_examples=num_examples)
+        return _by_usage(pretrained_model(config), config, names, threshold=threshold, num_examples=num_examples)
+    if data is not None:
+        raise ConfigError(
+            "a checkpoint's own run says where its data is",
+            got=f"--data {data} with {source}",
+            expected="--data with a Hugging Face folder only",
+            remedy="remove --data",
         )
-    wanted = _ids_of(tasks, names)
+    stored = StoredModel.read(source)
+    tasks, grouping = stored.tasks, stored.grouping
     config = build(RunConfig, stored.manifest.config)
     model = stored.rebuild()
     if not isinstance(model, MultiTaskEncoder):
         raise CheckpointError(
             "only layers of encoders can be compared",
-            got=f"{checkpoint} with model.family={config.model.family}",
+            got=f"{source} with model.family={config.model.family}",
             expected="model.family=encoder",
             remedy="choose a checkpoint of an encoder",
         )
-    data = encode(open_sources(config), config, env=read_env(), agreement=Agreement())
-    probe = ProbeSet(data.encoded, num_examples=num_examples, seed=config.run.seed)
-    numbers = routed_layers(config.model.moe, model.shape.num_layers)
+    if all(len(partition) == 1 for partition in grouping.layers):
+        return _by_usage(model, config, names, threshold=threshold, num_examples=num_examples)
+    wanted = _ids_of(tasks, names)
+    probe = _probe(config, num_examples)
     found: list[LayerFinding] = []
     parents: tuple[TaskGroup, ...] = (wanted,)
-    for index, layer in enumerate(numbers):
+    for index, layer in enumerate(routed_layers(config.model.moe, model.shape.num_layers)):
         members = tuple(sorted(own for own in grouping.layers[index] if set(own) & set(wanted)))
         similarity = _similarity(model, layer, members, probe) if len(members) > 1 else None
         parents = _partition(index, members, similarity, parents, threshold)
         found.append(LayerFinding(layer, members, similarity, parents))
-    return Finding(tasks, tuple(found))
+    return Finding(tasks, tuple(found), "CKA of the task groups' own layers on the same sequences", is_routed=True)
+
+
+def _by_usage(
+    model: MultiTaskEncoder, config: RunConfig, names: Sequence[str] | None, *, threshold: float, num_examples: int
+) -> Finding:
+    tasks = open_sources(config).tasks
+    wanted = _ids_of(tasks, names)
+    similarities = usage_by_layer(model, wanted, _probe(config, num_examples))
+    members: tuple[TaskGroup, ...] = tuple((task,) for task in wanted)
+    routed = routed_layers(config.model.moe, model.shape.num_layers)
+    found: list[LayerFinding] = []
+    parents: tuple[TaskGroup, ...] = (wanted,)
+    for index, layer in enumerate(routed or range(model.shape.num_layers)):
+        parents = _partition(index, members, similarities[layer], parents, threshold)
+        found.append(LayerFinding(layer, members, similarities[layer], parents))
+    return Finding(
+        tasks, tuple(found), "covariances of each task's own examples in the shared layer", is_routed=bool(routed)
+    )
+
+
+def _probe(config: RunConfig, num_examples: int) -> ProbeSet:
+    data = encode(open_sources(config), config, env=read_env(), agreement=Agreement())
+    return ProbeSet(data.encoded, num_examples=num_examples, seed=config.run.seed)
 
 
 @torch.no_grad()
@@ -148,10 +190,10 @@ def _partition(
 
 def _ids_of(tasks: TaskSet, names: Sequence[str] | None) -> TaskGroup:
     unknown = [name for name in names or () if name not in tasks.names]
-    if unknown or (names is not None and len(set(names)) < 2):
+    if unknown or len(set(names or tasks.names)) < 2:
         raise ConfigError(
             "these tasks cannot be compared",
-            got=", ".join(names or ()),
+            got=", ".join(names or tasks.names),
             expected=f"two or more of {', '.join(tasks.names)}",
             remedy="correct --tasks",
         )

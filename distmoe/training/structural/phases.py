@@ -77,11 +77,13 @@ def _structural_phase(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[R
     checkpoint = workshop.folder.checkpoints / f"step_{step}"
     parameters, outlets = run.parameters, run.journal.outlets
     verdicts: tuple[Verdict, ...] = ()
+    makings = workshop.prepare(run, pending)
     if pending.merges:
         outlets.progress.say(_spell_plans(pending, step))
         tried = try_plans(
-            workshop, run, stop, pending=pending, checkpoint=checkpoint, before=before, num_steps=learn.trial_steps
-        )
+            workshop, run, stop, pending=pending, makings=makings, checkpoint=checkpoint, before=before,
+            num_steps=learn.trial_steps,
+        )  # fmt: skip
         run = tried.run
         if tried.stopped is not None:
             run.journal.report_to(outlets)
@@ -96,10 +98,15 @@ def _structural_phase(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[R
         if pending.merges:
             tried.lines.hand_over(outlets.monitor)
     else:
-        run = workshop.rebuild(run, merges=kept, checkpoint=checkpoint, outlets=outlets, on_trial=False)
+        run = workshop.rebuild(
+            run, merges=kept, makings=makings, checkpoint=checkpoint, outlets=outlets, on_trial=False
+        )
     structure = structure.decide(kept, learn, step=run.state.step, num_steps=workshop.config.schedule.num_steps)
     run = _settled(run, structure, outlets)
     record = _record(pending.proposals, verdicts, structure, before=parameters, after=run.parameters)
+    assert workshop.config.model.moe is not None
+    record["pool_sizes"] = [workshop.config.model.moe.pool_sizes(own) for own in structure.grouping.layers]
+    record["amalgamation"] = [layer.to_json() for layer in makings.layers]
     seconds = time.perf_counter() - began
     record |= {"seconds": round(seconds, 2), "steps_worth": round(seconds / seconds_per_step, 1)}
     run.journal.restructured(record, run.state.step)

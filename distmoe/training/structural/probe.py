@@ -9,6 +9,7 @@ import numpy as np
 from distmoe.data.batch import TaskBatch
 from distmoe.data.collate import collate, placeholder
 from distmoe.data.encoded import EncodedTasks, ExampleStore
+from distmoe.seed import numpy_generator
 from distmoe.structure.probe import Probe, select_probe
 
 _ROWS = 64
@@ -63,6 +64,30 @@ class ProbeSet:
         """A mini-batch of all tasks; consecutive indices go round the set."""
         places = (index * num_examples + np.arange(num_examples)) % len(self)
         return self._collate(self._mixed[places])
+
+    def draw(
+        self, tasks: Sequence[int], index: int, num_examples: int, *, key: str, part: tuple[int, int]
+    ) -> tuple[TaskBatch, int]:
+        """A mini-batch of all training examples of some tasks, not only of the set; consecutive indices go round them.
+
+        Args:
+            tasks: Whose examples.
+            index: Which mini-batch.
+            num_examples: Of the mini-batch, over all parts.
+            key: Names the order of the examples.
+            part: Which of how many ranks; one without examples gets a placeholder.
+
+        Returns:
+            This part's examples, and the tokens of all parts.
+        """
+        first = self._store.first_row_of_task
+        rows = np.concatenate([np.arange(first[task], first[task + 1]) for task in tasks])
+        order = numpy_generator(self.probe.seed, "draw", key).permutation(len(rows))
+        places = (index * num_examples + np.arange(num_examples)) % len(rows)
+        chosen = rows[order[places]]
+        own = chosen[part[0] :: part[1]]
+        num_tokens = int(self._store.lengths_N[chosen].sum())
+        return (self._collate(own) if len(own) else self.no_rows(tasks[0])), num_tokens
 
     def no_rows(self, task: int) -> TaskBatch:
         """For a rank that must run along."""

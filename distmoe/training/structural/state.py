@@ -75,7 +75,7 @@ class StructureState:
     @classmethod
     def begin(cls, grouping: TaskGrouping, config: LearnConfig, *, num_steps: int, probe: str) -> StructureState:
         frontiers = start(grouping)
-        border = None if is_finished(frontiers) else _border(config, 0, num_steps)
+        border = None if is_finished(frontiers) else _border(config, 0, num_steps, phase=0)
         return cls(grouping=grouping, frontiers=frontiers, border=border, probe=probe)
 
     @property
@@ -105,7 +105,7 @@ class StructureState:
             bans=bans,
             version=self.version + bool(kept.merges),
             phase=self.phase + 1,
-            border=None if is_finished(frontiers, bans) else _border(config, step, num_steps),
+            border=None if is_finished(frontiers, bans) else _border(config, step, num_steps, phase=self.phase + 1),
             pending=None,
         )
 
@@ -137,7 +137,7 @@ class StructureState:
         )
 
 
-def _border(config: LearnConfig, step: int, num_steps: int) -> int | None:
+def _border(config: LearnConfig, step: int, num_steps: int, *, phase: int) -> int | None:
     """The end of the next task phase, if a trial and at least one more step fit behind it."""
-    border = step + config.task_steps
+    border = step + config.task_steps_of(phase)
     return border if border + config.trial_steps < num_steps else None

@@ -14,6 +14,7 @@ from distmoe.checkpoint.manifest import Manifest, TensorRecord
 from distmoe.checkpoint.run_files import write_run_files
 from distmoe.checkpoint.store import save
 from distmoe.models.config import ModelConfig
+from distmoe.models.layer_plan import routed_layers
 from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.models.shape import EncoderShape
 from distmoe.tasks import TaskGrouping, TaskSet
@@ -59,7 +60,7 @@ def write_run(
     **changes: Any,
 ) -> Path:
     """Writes ``run`` with one checkpoint and returns the checkpoint's folder."""
-    layers = sum(name.endswith("pools.g0.w_in") for name, _ in model.named_parameters())
+    layers = len(routed_layers(config.moe, model.shape.num_layers))
     grouping = TaskGrouping.uniform(len(tasks), layers, partition)
     fragments, records = [], {}
     for key, tensor in parts_of(model).items():

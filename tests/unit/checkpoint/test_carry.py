@@ -19,6 +19,7 @@ from distmoe.checkpoint.fragments import Fragment
 from distmoe.checkpoint.global_view import replicated
 from distmoe.checkpoint.manifest import Manifest, TensorRecord
 from distmoe.errors import CheckpointError
+from distmoe.structure.least_squares import Grams
 from distmoe.structure.moment_merging import AdamMoments, sum_moments
 from distmoe.structure.plan import Merge, MergePlan
 from distmoe.tasks import TaskGrouping, TaskSet, TaskSpec
@@ -33,14 +34,14 @@ PARTS = ("fp32", "exp_avg", "exp_avg_sq")
 STEP, BETAS = 7, (0.9, 0.99)
 
 
-def shapes(grouping: TaskGrouping) -> dict[str, tuple[int, ...]]:
+def shapes(grouping: TaskGrouping, pooled: int | None = None) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {"pooler.weight": (2, 2)}
     for index, layer in enumerate((1, 3)):
-        groups = grouping.num_task_groups(index)
-        found[f"encoder.layers.{layer}.feed_forward.gate.logits_ME"] = (3, groups)
-        for group in range(groups):
+        sizes = sizes_of(grouping, pooled)[index]
+        found[f"encoder.layers.{layer}.feed_forward.gate.logits_ME"] = (3, sum(sizes))
+        for group, size in enumerate(sizes):
             prefix = f"encoder.layers.{layer}.feed_forward.pools.g{group}"
-            found |= {f"{prefix}.{leaf}": shape for leaf, shape in LEAVES.items()}
+            found |= {f"{prefix}.{leaf}": (size, *shape[1:]) for leaf, shape in LEAVES.items()}
     return found
 
 
@@ -75,13 +76,25 @@ def folder(tmp_path: Path, old: dict[str, Tensor]) -> Path:
     return store.save(tmp_path, manifest=manifest, fragments=fragments, trainer_state={}, rank_state={})
 
 
-def carrier(names: tuple[str, ...], plan: MergePlan = PLAN) -> Carrier:
-    return Carrier(plan=plan, routed_layers=(1, 3), experts_per_task_group=1, betas=BETAS, names=names)
+def sizes_of(grouping: TaskGrouping, pooled: int | None = None) -> tuple[tuple[int, ...], ...]:
+    """One expert per task group, or one per task and at most ``pooled``."""
+    return tuple(
+        tuple(1 if pooled is None else min(len(own), pooled) for own in partition) for partition in grouping.layers
+    )
 
 
-def load(folder: Path, plan: MergePlan = PLAN) -> dict[str, Tensor]:
+def carrier(names: tuple[str, ...], plan: MergePlan = PLAN, pooled: int | None = None) -> Carrier:
+    return Carrier(
+        plan=plan, routed_layers=(1, 3), sizes_before=sizes_of(plan.before), sizes_after=sizes_of(plan.after, pooled),
+        mode="merge" if pooled is None else "pool", unit="ffn", num_heads=1, betas=BETAS, names=names,
+    )  # fmt: skip
+
+
+def load(
+    folder: Path, plan: MergePlan = PLAN, pooled: int | None = None, grams: dict | None = None
+) -> dict[str, Tensor]:
     """Every tensor in two pieces, as two ranks of ZeRO would hold it."""
-    new = {f"{part}/{name}": torch.zeros(shape) for name, shape in shapes(plan.after).items() for part in PARTS}
+    new = {f"{part}/{name}": torch.zeros(shape) for name, shape in shapes(plan.after, pooled).items() for part in PARTS}
     fragments = []
     for key, value in new.items():
         view, flat = replicated(key.partition("/")[2], tuple(value.shape)), value.view(-1)
@@ -89,7 +102,7 @@ def load(folder: Path, plan: MergePlan = PLAN) -> dict[str, Tensor]:
     names = tuple(shapes(plan.after))
     manifest = store.check(folder, tasks=TASKS)
     for part in (fragments[::2], fragments[1::2]):
-        carrier(names, plan).load(folder, manifest=manifest, fragments=part)
+        replace(carrier(names, plan, pooled), grams=grams or {}).load(folder, manifest=manifest, fragments=part)
     return new
 
 
@@ -118,12 +131,51 @@ def test_merged_pools_are_load_weighted_means_with_added_moments(folder: Path, o
         assert torch.equal(new[pools % ("exp_avg_sq", 0)], moments.square)
 
 
+def test_with_what_the_members_saw_weights_are_joined_by_least_squares_and_moments_as_ever(
+    folder: Path, old: dict
+) -> None:
+    """Each member saw inputs along one axis only, so the joined input weights take each axis from its member."""
+
+    def seen(axis: int) -> Grams:
+        return Grams(torch.diag(torch.eye(4, dtype=torch.float64)[axis]), torch.eye(3, dtype=torch.float64))
+
+    grams = {(0, (0,)): (seen(0),), (0, (2,)): (seen(1),)}
+    new, means, pools = load(folder, grams=grams), load(folder), "%s/encoder.layers.1.feed_forward.pools.g%d.w_in"
+    found = new[pools % ("fp32", 0)]
+    torch.testing.assert_close(found[..., 0], old[pools % ("fp32", 0)][..., 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[..., 1], old[pools % ("fp32", 2)][..., 1], rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(new[key], means[key]) for key in means if not key.startswith("fp32/"))
+
+
 def test_gates_follow_their_experts(folder: Path, old: dict) -> None:
     new, name = load(folder), "fp32/encoder.layers.%d.feed_forward.gate.logits_ME"
     before, after = old[name % 1], new[name % 1]
     assert after.shape == (3, 2)
     assert (after[0, 0], after[1, 1], after[2, 0]) == (before[0, 0], before[1, 1], before[2, 2])
     assert torch.equal(new[name % 3], old[name % 3][:, [0, 2, 1]])
+
+
+def test_a_pool_keeps_the_experts_of_its_members_bit_by_bit_with_their_moments(folder: Path, old: dict) -> None:
+    new = load(folder, pooled=3)
+    for part in PARTS:
+        for leaf in LEAVES:
+            pools = f"{part}/encoder.layers.1.feed_forward.pools.g%d.{leaf}"
+            assert torch.equal(new[pools % 0], torch.cat([old[pools % 0], old[pools % 2]]))
+            assert torch.equal(new[pools % 1], old[pools % 1])
+
+
+def test_every_task_of_a_new_pool_goes_on_to_its_own_expert(folder: Path, old: dict) -> None:
+    """Layer 1 has experts 0 and 2 in its first pool, and 1 in its second."""
+    name = "fp32/encoder.layers.1.feed_forward.gate.logits_ME"
+    before, after = old[name], load(folder, pooled=3)[name]
+    assert (after[0, 0], after[2, 1], after[1, 2]) == (before[0, 0], before[2, 2], before[1, 1])
+    assert after[0, 0] > after[0, 1]
+    assert after[2, 1] > after[2, 0]
+
+
+def test_a_pool_beyond_its_limit_merges_as_joined_task_groups_do(folder: Path, old: dict) -> None:
+    pooled, merged = load(folder, pooled=1), load(folder)
+    assert all(torch.equal(pooled[key], merged[key]) for key in merged if "gate" not in key)
 
 
 def test_without_merges_everything_is_as_it_was(folder: Path, old: dict) -> None:

@@ -19,6 +19,7 @@ from distmoe.checkpoint.run_files import write_run_files
 from distmoe.checkpoint.store import save
 from distmoe.errors import CheckpointError
 from distmoe.models.config import ModelConfig
+from distmoe.models.layer_plan import routed_layers
 from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.models.shape import EncoderShape
 from distmoe.nn.conditional.config import ConditionalConfig
@@ -60,6 +61,8 @@ def _cases() -> dict[str, tuple[ModelConfig, EncoderShape | None]]:
         "top_2_shared_pre_norm_mean": (model_config(top_2, norm="pre", pooling="mean"), None),
         "raw": (model_config(moe_config("per_task", combine="raw", top_k=2)), None),
         "dense": (model_config(None), None),
+        "whole_layers": (model_config(moe_config(layers="all", unit="block", experts_per_task_group=1)), None),
+        "pools_of_two_sizes": (model_config(moe_config("token", experts_per_task=2)), None),
         **{f"conditional_{name}": (config, None) for name, config in conditional_configs().items()},
         "roberta": (model_config(moe_config("token")), ROBERTA),
     }
@@ -76,7 +79,7 @@ def _trained(config: ModelConfig, shape: EncoderShape | None) -> MultiTaskEncode
 
 
 def _write(folder: Path, model: MultiTaskEncoder, config: ModelConfig, **changes: Any) -> Path:
-    layers = sum(name.endswith("pools.g0.w_in") for name, _ in model.named_parameters())
+    layers = len(routed_layers(config.moe, model.shape.num_layers))
     grouping = TaskGrouping.uniform(3, layers, PARTITION)
     values: dict[str, Any] = {"tokenizer_folder": None, "metrics": EVALUATION} | changes
     return write_export(folder, model, config=config, tasks=TASKS, grouping=grouping, **values)

@@ -15,6 +15,7 @@ from distmoe.checkpoint.export_task import export_task, write_task_export
 from distmoe.checkpoint.folding import folded
 from distmoe.errors import CheckpointError, DataError
 from distmoe.models.config import ModelConfig
+from distmoe.models.layer_plan import routed_layers
 from distmoe.models.shape import EncoderShape
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.tasks import TaskGrouping
@@ -49,6 +50,7 @@ STOCK: dict[str, tuple[ModelConfig, EncoderShape | None]] = {
     "dense": (model_config(None), None),
     "conditional norms and alignment": (CONDITIONAL["norm_and_alignment"], None),
     "conditional norms everywhere": (CONDITIONAL["norm_everywhere"], None),
+    "whole layers": (model_config(moe_config("task", unit="block", experts_per_task_group=1)), None),
 }
 OWN_CODE: dict[str, tuple[ModelConfig, EncoderShape | None, str]] = {
     "mean pooling": (model_config(moe_config("task"), pooling="mean"), None, "pooling is mean"),
@@ -92,7 +94,7 @@ EXPORTS = dict(PAIRS[: len(CASES)])  # case -> its task
 
 def _write(folder: Path, config: ModelConfig, shape: EncoderShape | None, task_id: int) -> Any:
     model = trained(config, shape)
-    layers = sum(isinstance(layer.feed_forward, RoutedFeedForward) for layer in model.encoder.layers)
+    layers = len(routed_layers(config.moe, model.shape.num_layers))
     grouping = TaskGrouping.uniform(3, layers, PARTITION)
     return write_task_export(folder, model, config=config, tasks=TASKS, grouping=grouping, task_id=task_id,
                              tokenizer_folder=None, metrics={}, title="a title")  # fmt: skip
@@ -150,12 +152,12 @@ def test_what_stock_classes_cannot_compute_is_said(consumed: Any, name: str) -> 
 def test_only_the_experts_of_the_task_are_kept(consumed: Any) -> None:
     """An expert of width 32 has 2 * 16 * 32 + 32 + 16 = 1072 parameters; 4 experts per layer, 2 per task group."""
     counts = consumed["task", 0][0].network.counts
-    assert counts["routed feed-forward"] == (4 * 1072, 1072)
+    assert counts["routed layers"] == (4 * 1072, 1072)
     assert counts["gates"] == (12, 0)
     assert counts["heads"] == (3 * 3 * 17, 2 * 17)
     assert counts["shared by all tasks"][0] == counts["shared by all tasks"][1]
     by_token = consumed["gate token", EXPORTS["gate token"]][0].network.counts
-    assert by_token["routed feed-forward"] == (2 * 4 * 1072, 2 * 2 * 1072)
+    assert by_token["routed layers"] == (2 * 4 * 1072, 2 * 2 * 1072)
     assert by_token["gates"] == (2 * 4 * 16, 2 * 2 * 16)
 
 
@@ -185,7 +187,7 @@ def test_a_checkpoint_gives_a_task_with_tokenizer_and_table(tmp_path: Path, caps
     out = tmp_path / "out"
     assert main_of("convert_to_hf")([str(checkpoint), str(out), "--task", "topic"]) == 0
     text = capsys.readouterr().out
-    assert "routed feed-forward            4,288         1,072         3,216" in text
+    assert "routed layers                  4,288         1,072         3,216" in text
     assert "BertForSequenceClassification.from_pretrained" in text
     values = json.loads((out / "config.json").read_text())
     assert values["id2label"] == {"0": "a", "1": "b", "2": "c"}

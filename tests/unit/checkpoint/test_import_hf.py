@@ -50,6 +50,16 @@ def test_bert_hidden_states_equal_those_of_transformers(tmp_path: Path, activati
     assert _largest_difference(model, reference, make_batch(extra_padding=2, vocab_size=60)) <= 1e-5
 
 
+def test_whole_layers_of_task_groups_start_as_the_pretrained_layer(tmp_path: Path) -> None:
+    reference = save_hf(tmp_path)
+    config = model_config(moe_config(unit="block", experts_per_task_group=1), pretrained=str(tmp_path))
+    model = make_model(config, shape=resolve_shape(config, 10, 0), partition=[[0, 2], [1]])
+    assert load_pretrained(model, tmp_path, config=config, seed=0).upcycled_layers == (1,)
+    assert _largest_difference(model, reference, make_batch(extra_padding=2, vocab_size=60)) <= 1e-5
+    first, second = (model.encoder.layers[1].variants[name].state_dict() for name in ("g0", "g1"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_bert_without_token_types_equals_transformers(tmp_path: Path) -> None:
     reference = save_hf(tmp_path)
     batch = make_batch(vocab_size=60)

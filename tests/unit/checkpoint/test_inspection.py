@@ -39,6 +39,14 @@ def test_an_inspection_counts_experts_and_parameters(checkpoint: Path) -> None:
     )
 
 
+def test_an_inspection_counts_whole_layers_of_task_groups(tmp_path: Path) -> None:
+    """D 16, F 32: attention 3 * (16 * 16 + 16) + 16 * 16 + 16 = 1088, two norms 64, feed-forward part 1072."""
+    config = model_config(moe_config("task", unit="block", experts_per_task_group=1))
+    found = inspect(write_run(tmp_path, config, trained(config)))
+    assert found.routed_layers == {1: (Pool(0, ("mood", "topic"), 1, 32, 2224), Pool(1, ("score",), 1, 32, 2224))}
+    assert found.parameters["experts"] == 2 * 2224
+
+
 def test_a_whole_checkpoint_is_intact(checkpoint: Path) -> None:
     found = verify(checkpoint, read_manifest(checkpoint), contents=True)
     assert found.intact

@@ -66,6 +66,7 @@ def make_model(
     partitions: Sequence[Sequence[Sequence[int]]] | None = None,
     seed: int = 0,
     shape: EncoderShape | None = None,
+    alike: bool = False,
 ) -> MultiTaskEncoder:
     """A single-process model in eval mode; one task group unless a partition, or one per routed layer, is given."""
     shape = shape or resolve_shape(config, VOCAB_SIZE, 0)
@@ -73,7 +74,7 @@ def make_model(
     partition = partition or [range(len(tasks))]
     grouping = TaskGrouping.from_partitions(len(tasks), partitions or [partition] * layers)
     hosting = single_process(grouping).hosting
-    model = build_model(config, shape=shape, tasks=tasks, grouping=grouping, hosting=hosting, seed=seed)
+    model = build_model(config, shape=shape, tasks=tasks, grouping=grouping, hosting=hosting, seed=seed, alike=alike)
     return model.eval()
 
 

@@ -43,13 +43,13 @@ def test_the_detector_sees_boolean_indexing_and_items():
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward_losses_statistics_and_backward_never_wait(kind):
     gate = make_gate(kind, noise="none" if kind == "fixed" else "normal")
-    statistics = RoutingStatistics(num_tasks=4, num_experts=[EXPERTS], top_k=2, num_task_groups=[2], device="cpu")
+    statistics = RoutingStatistics(num_tasks=4, pool_sizes=[(EXPERTS // 2,) * 2], top_k=2, device="cpu")
     weights = AuxiliaryLossConfig(balance=1.0, z=1.0, importance=1.0, mutual_information=1.0)
     x_TD = make_tokens(len(MIXED.task_ids_T)).requires_grad_()
     with HostQuestions() as host:
         routing = gate(x_TD, MIXED)
         losses = router_losses(
-            [routing], MIXED, weights=weights, num_tasks=4, num_task_groups=[2], world_size=2,
+            [routing], MIXED, weights=weights, num_tasks=4, pool_sizes=[(EXPERTS // 2,) * 2], world_size=2,
             all_reduce=lambda flat: flat,
         )  # fmt: skip
         statistics.update([routing], MIXED, dropped=[torch.tensor(0)])

@@ -33,7 +33,11 @@ def context_of(tasks):
 
 def values(routing, tasks, *, num_tasks=4, num_task_groups=1):
     losses = router_losses(
-        [routing], context_of(tasks), weights=ALL, num_tasks=num_tasks, num_task_groups=[num_task_groups]
+        [routing],
+        context_of(tasks),
+        weights=ALL,
+        num_tasks=num_tasks,
+        pool_sizes=[(routing.probs_TE.shape[1] // num_task_groups,) * num_task_groups],
     )
     return {name: of_layers.item() for name, of_layers in losses.by_layer.items()}
 
@@ -140,7 +144,7 @@ def test_value_and_gradient_equal_the_oracle(name, top_k):
     routing = route(logits_TE, top_k)
     expected = oracle(routing, tasks, 3)[name]
     weights = AuxiliaryLossConfig(**{name: 0.7})
-    losses = router_losses([routing], context_of(tasks), weights=weights, num_tasks=3, num_task_groups=[1])
+    losses = router_losses([routing], context_of(tasks), weights=weights, num_tasks=3, pool_sizes=[(5,)])
     assert list(losses.by_layer) == [name], "losses without weight are not computed"
     torch.testing.assert_close(losses.by_layer[name][0], expected.detach(), **EXACT)
     torch.testing.assert_close(losses.total, 0.7 * expected, **EXACT)
@@ -160,10 +164,22 @@ def test_gradient_has_the_promised_slope(name):
         probs_TE = z_TE.softmax(dim=1)
         routing = Routing(ids_TK, probs_TE.gather(1, ids_TK), probs_TE, z_TE)
         return router_losses(
-            [routing], context_of([0, 1, 1, 2, 2, 0]), weights=weights, num_tasks=3, num_task_groups=[1]
+            [routing], context_of([0, 1, 1, 2, 2, 0]), weights=weights, num_tasks=3, pool_sizes=[(z_TE.shape[1],)]
         ).total
 
     assert torch.autograd.gradcheck(loss, logits_TE)
+
+
+def test_losses_of_pools_of_different_sizes_are_those_of_each_pool_weighted_by_its_tokens():
+    """Pools of 1 and 3 experts; tasks 0 (one token) and 1 (three) stay inside theirs."""
+    inside = [[0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.6, 0.2, 0.2]]
+    rows = [[1.0, 0.0, 0.0, 0.0], *([0.0, *row] for row in inside)]
+    found = router_losses(
+        [of_probs(rows)], context_of([0, 1, 1, 1]), weights=ALL, num_tasks=2, pool_sizes=[(1, 3)]
+    ).by_layer
+    alone = values(of_probs(inside), [1, 1, 1], num_tasks=2)
+    assert found["balance"].item() == pytest.approx((1 + 3 * alone["balance"]) / 4)
+    assert found["importance"].item() == pytest.approx(3 * alone["importance"] / 4)
 
 
 @pytest.mark.parametrize("num_tasks", [3, 7])
@@ -173,7 +189,7 @@ def test_tasks_without_tokens_change_nothing(num_tasks):
     results = []
     for count in (3, num_tasks):
         losses = router_losses(
-            [route(logits_TE, 1)], context_of(tasks), weights=ALL, num_tasks=count, num_task_groups=[1]
+            [route(logits_TE, 1)], context_of(tasks), weights=ALL, num_tasks=count, pool_sizes=[(4,)]
         )
         results.append((losses.total, *torch.autograd.grad(losses.total, logits_TE)))
     for one, other in zip(*results, strict=True):
@@ -186,7 +202,7 @@ def test_experts_outside_the_task_group_keep_gradients_finite():
     allowed_TE = torch.tensor([[True, True, False, False]] * 3 + [[False, False, True, True]] * 3)
     losses = router_losses(
         [route(scores_TE.masked_fill(~allowed_TE, -torch.inf), 1)],
-        context_of([0, 0, 0, 1, 1, 1]), weights=ALL, num_tasks=3, num_task_groups=[2],
+        context_of([0, 0, 0, 1, 1, 1]), weights=ALL, num_tasks=3, pool_sizes=[(2, 2)],
     )  # fmt: skip
     losses.total.backward()
     assert losses.total.isfinite()
@@ -199,9 +215,7 @@ def test_experts_outside_the_task_group_keep_gradients_finite():
 def test_no_token_anywhere_gives_zero_and_zero_gradients():
     logits_TE = torch.zeros(0, 4, requires_grad=True)
     bias_E = torch.zeros(4, requires_grad=True)
-    losses = router_losses(
-        [route(logits_TE + bias_E, 1)], context_of([]), weights=ALL, num_tasks=2, num_task_groups=[1]
-    )
+    losses = router_losses([route(logits_TE + bias_E, 1)], context_of([]), weights=ALL, num_tasks=2, pool_sizes=[(4,)])
     losses.total.backward()
     assert losses.total.item() == 0
     assert bias_E.grad.tolist() == [0, 0, 0, 0]
@@ -239,7 +253,8 @@ def rank_losses(states_TD, routers, tokens, world, weights):
     tasks_T = torch.tensor([0, 1, 2] * 3)
     routings = [route(states_TD[tokens] @ router.t(), 2) for router in routers]
     return router_losses(
-        routings, context_of(tasks_T[tokens].tolist()), weights=weights, num_tasks=4, num_task_groups=[1, 1],
+        routings, context_of(tasks_T[tokens].tolist()), weights=weights, num_tasks=4,
+        pool_sizes=[(len(router),) for router in routers],
         world_size=1 if world is None else world.size, all_reduce=world,
     )  # fmt: skip
 
@@ -275,7 +290,7 @@ def test_nothing_is_sent_without_weights():
         raise AssertionError("a collective without need")
 
     losses = router_losses(
-        [of_probs([[0.5, 0.5]])], context_of([0]), weights=AuxiliaryLossConfig(), num_tasks=1, num_task_groups=[1],
+        [of_probs([[0.5, 0.5]])], context_of([0]), weights=AuxiliaryLossConfig(), num_tasks=1, pool_sizes=[(2,)],
         world_size=2, all_reduce=all_reduce,
     )  # fmt: skip
     assert losses.total.item() == 0

@@ -24,9 +24,8 @@ def context_of(tasks):
 def make(num_tasks=2, num_experts=4, top_k=1, num_task_groups=(1,)):
     return RoutingStatistics(
         num_tasks=num_tasks,
-        num_experts=[num_experts] * len(num_task_groups),
+        pool_sizes=[(num_experts // count,) * count for count in num_task_groups],
         top_k=top_k,
-        num_task_groups=num_task_groups,
         device="cpu",
     )
 
@@ -48,6 +47,15 @@ def test_a_small_case_by_hand():
     assert layer.task_load_variation == (pytest.approx(math.sqrt(1.5)), 0.0)
     assert layer.mean_entropy == pytest.approx(math.log(4))
     assert layer.dropped == layer.drop_rate == 0
+
+
+def test_pools_of_different_sizes_are_kept_apart():
+    """Pools {0} and {1, 2}: task 0 sends 5 rows to expert 0, task 1 sends 3 and 1 to its two; mean 2, deviation 1."""
+    statistics = RoutingStatistics(num_tasks=2, pool_sizes=[(1, 2)], top_k=1, device="cpu")
+    statistics.update([routing_of([0] * 5 + [1, 1, 1, 2], 3)], context_of([0] * 5 + [1] * 4))
+    (layer,) = statistics.read()
+    assert layer.task_load_variation == (0.0, 0.5)
+    assert layer.max_share == 1.0
 
 
 def test_shares_and_variation_are_inside_task_groups():
@@ -149,7 +157,7 @@ def test_reading_twice_gives_the_same():
 
 def test_layers_may_have_different_numbers_of_experts():
     """Layer 0 has one expert per task, layer 1 one for both."""
-    statistics = RoutingStatistics(num_tasks=2, num_experts=(2, 1), top_k=1, num_task_groups=(2, 1), device="cpu")
+    statistics = RoutingStatistics(num_tasks=2, pool_sizes=[(1, 1), (1,)], top_k=1, device="cpu")
     context = TokenContext(torch.tensor([0, 0, 1]), torch.arange(3), 3)
     statistics.update([routing_of([[0], [0], [1]], 2), routing_of([[0], [0], [0]], 1)], context)
     saved = statistics.state_dict()

@@ -10,6 +10,7 @@ from distmoe.structure.plan import Merge, apply_merges
 from distmoe.tasks import TaskGrouping
 
 PREFIXES = ["encoder.layers.1.feed_forward.pools.g", "encoder.layers.3.feed_forward.pools.g"]
+SIZES = [[2] * 4, [1] * 4]  # experts of each task group before, per routed layer
 KEYS = ("w_in", "b_in", "w_out", "b_out")
 BEFORE = TaskGrouping.one_per_task(4, 2)
 # Joining 0 and 3 at the first layer changes tree order to 0, 3, 1, 2: task groups of both layers are renumbered.
@@ -89,8 +90,8 @@ def test_parameters_shrink_by_exactly_the_members_that_are_gone():
 
 def test_joined_task_groups_keep_all_experts_when_pooled_and_one_set_when_merged():
     """Two experts per task group, numbered over the layer: task 0 has 0 and 1, task 3 has 6 and 7."""
-    pooled = expert_sources(BEFORE, AFTER, [2, 1], mode="pool")
+    pooled = expert_sources(BEFORE, AFTER, SIZES, mode="pool")
     assert pooled[0] == ((0,), (1,), (6,), (7,), (2,), (3,), (4,), (5,))
-    merged = expert_sources(BEFORE, AFTER, [2, 1], mode="merge")
+    merged = expert_sources(BEFORE, AFTER, SIZES, mode="merge")
     assert merged[0] == ((0, 6), (1, 7), (2,), (3,), (4,), (5,))
     assert merged[1] == pooled[1] == ((0,), (3,), (1,), (2,))

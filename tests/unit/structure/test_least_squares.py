@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distmoe.seed import generator
 from distmoe.structure.feed_forward_tensors import FeedForwardTensors
-from distmoe.structure.least_squares import input_gram, least_squares, merge_feed_forward_least_squares
+from distmoe.structure.least_squares import Grams, input_gram, least_squares, merge_feed_forward_least_squares
 
 
 def normal(*shape: int, key: object) -> Tensor:
@@ -82,11 +82,22 @@ def test_a_feed_forward_part_is_closer_to_its_members_than_the_mean_where_inputs
             for own, x in zip(members, inputs, strict=True)
         )
 
-    grams = [input_gram(x, bias=not gated) for x in inputs]
-    hidden_grams = [input_gram(hidden(own, x), bias=not gated) for own, x in zip(members, inputs, strict=True)]
-    merged = merge_feed_forward_least_squares(members, grams, hidden_grams)
-    equal = merge_feed_forward_least_squares(members, [grams[0]] * 2, [hidden_grams[0]] * 2)
+    grams = [
+        Grams(input_gram(x, bias=not gated), input_gram(hidden(own, x), bias=not gated))
+        for own, x in zip(members, inputs, strict=True)
+    ]
+    merged = merge_feed_forward_least_squares(members, grams)
+    equal = merge_feed_forward_least_squares(members, [grams[0]] * 2)
     assert list(merged.by_name()) == list(members[0].by_name())
     assert all(value.shape == members[0].by_name()[key].shape for key, value in merged.by_name().items())
     torch.testing.assert_close(equal.w_out_DF, (members[0].w_out_DF + members[1].w_out_DF) / 2)
     assert error(merged) < 0.7 * error(equal)
+
+
+def test_hidden_units_in_another_order_are_those_of_the_permuted_part():
+    x_NF = normal(30, 4, key="hidden")
+    order = torch.tensor([2, 0, 3, 1])
+    whole = Grams(torch.zeros(1, 1), input_gram(x_NF, bias=True))
+    torch.testing.assert_close(
+        whole.permuted(order).hidden, input_gram(x_NF[:, order], bias=True), rtol=1e-12, atol=1e-12
+    )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distmoe.seed import generator
-from distmoe.structure.merging import merge_router_rows, shares_of, stack_pools, weighted_mean
+from distmoe.structure.merging import shares_of, weighted_mean
 
 
 @given(st.lists(st.integers(1, 10**12), min_size=2, max_size=9), st.sampled_from([torch.float32, torch.float64]))
@@ -37,17 +37,3 @@ def test_the_mean_is_rounded_once():
     tensors = [torch.tensor([1.0 + shift], dtype=torch.float64) for shift in (0.0, 4 * tiny, 8 * tiny)]
     exact = sum(tensors) / 3
     assert torch.equal(weighted_mean([t.float() for t in tensors], shares_of([1, 1, 1])), exact.float())
-
-
-def test_a_router_row_that_replaces_equal_rows_keeps_their_total_probability():
-    rows, bias = [torch.tensor([1.0, -2.0])] * 2, torch.tensor(0.3)
-    other, x = torch.tensor([0.5, 0.5]), torch.tensor([0.7, 0.1])
-    row, merged_bias = merge_router_rows(rows, [bias, bias])
-    logits = torch.stack([rows[0] @ x + bias, rows[1] @ x + bias, other @ x])
-    merged = torch.stack([row @ x + merged_bias, other @ x])
-    assert merged.softmax(0)[1].item() == pytest.approx(logits.softmax(0)[2].item(), abs=1e-7)
-
-
-def test_pooling_puts_experts_one_after_the_other():
-    pools = [torch.full((2, 3, 1), 1.0), torch.full((1, 3, 1), 2.0)]
-    assert stack_pools(pools)[:, 0, 0].tolist() == [1.0, 1.0, 2.0]

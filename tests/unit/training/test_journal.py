@@ -35,7 +35,7 @@ def journal(folder: Path) -> tuple[Journal, TrafficCounter]:
         tasks=TASKS,
         routed_layers=[3],
         window=LossWindow(3, num_counters=2),
-        statistics=RoutingStatistics(num_tasks=3, num_experts=(2,), top_k=1, num_task_groups=[1], device="cpu"),
+        statistics=RoutingStatistics(num_tasks=3, pool_sizes=[(2,)], top_k=1, device="cpu"),
         all_reduce=None,
         monitor=build_monitor(folder, rank=0, name="r", config={}, tensorboard=False, wandb=False),
         progress=Progress(4, rank=1),

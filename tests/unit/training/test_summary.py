@@ -24,7 +24,7 @@ def count(ep_size: int, task_groups: tuple[int, ...], top_k: int = 1) -> Paramet
     model = build_model(
         config, shape=resolve_shape(config, 20, 0), tasks=TASKS, grouping=grouping, hosting=hosting, seed=0
     )
-    return count_parameters(model, num_experts=(8,), top_k=top_k)
+    return count_parameters(model, pool_sizes=[(4, 4)], top_k=top_k)
 
 
 def test_total_and_active_parameters_do_not_depend_on_what_a_rank_hosts() -> None:
