@@ -20,6 +20,7 @@ from distmoe.errors import CheckpointError
 from distmoe.log import get_logger
 from distmoe.parallel.env import RankEnv
 from distmoe.parallel.placement import Placement
+from distmoe.parallel.watch.whereabouts import Whereabouts
 from distmoe.training import summary
 from distmoe.training.agreement import Agreement
 from distmoe.training.config import RunConfig
@@ -38,14 +39,16 @@ _log = get_logger(__name__)
 
 
 def build_run(
-    config: RunConfig, *, folder: RunFolder, resume: str, agreement: Agreement, env: RankEnv
+    config: RunConfig, *, folder: RunFolder, resume: str, agreement: Agreement, env: RankEnv, whereabouts: Whereabouts
 ) -> tuple[Run, Workshop]:
     """Builds everything; collective. The workshop builds the run anew for another grouping.
 
     Raises:
         DistmoeError: The same on all ranks, if data, model and parallelism do not fit each other.
     """
+    whereabouts.at("planning the run")
     plan = agreement.run(lambda: make_plan(config, env))
+    whereabouts.at("preparing the data (rank 0 tokenizes, the others wait)")
     data = agreement.run(lambda: encode(plan.sources, config, env=env, agreement=agreement))
     structure, probe = agreement.run(lambda: _structure(config, folder, plan, data))
     grouping = plan.grouping if structure is None else structure.grouping
@@ -53,7 +56,8 @@ def build_run(
     placement = agreement.run(lambda: plan.place(data.weights))
     if folder.resume_from is not None:
         store.check(folder.resume_from, tasks=plan.tasks, grouping=grouping)
-    workshop = Workshop(config, folder, plan, data, probe, agreement, env)
+    whereabouts.at("building model and engine")
+    workshop = Workshop(config, folder, plan, data, probe, agreement, env, whereabouts)
     hosted = workshop.host(plan, placement)
     seed.seed_all(config.run.seed, "train", env.rank)
 
