@@ -28,7 +28,7 @@ RUN := runs/demo
 TEXT := stiklo febro stoma soste tise foklu rafli tovu susi digi grobi digi braku rose mego flego
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv demo test test-slow test-cluster lint format docs bench clean
+.PHONY: help install venv demo test test-slow test-cluster test-faults test-slow-link lint format docs bench clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -62,6 +62,12 @@ test-slow: venv  ## The tests that take minutes
 test-cluster: venv  ## The batch scripts on a real Slurm of three nodes, on this machine (root; Debian's packages)
 	tests/cluster/slurm/install.sh
 	$(BIN)/python -m pytest -m cluster -rs tests/cluster $(ARGS)
+
+test-faults: venv  ## 30 random faults in a run on two hosts, with a table (root; network namespaces)
+	$(BIN)/python -m tests.cluster.faults $(ARGS)
+
+test-slow-link: venv  ## One all-to-all per task group against a global one over a slow link (root; network namespaces)
+	$(BIN)/python -m tests.cluster.slow_link $(ARGS)
 
 lint: venv  ## Style, types and spelling
 	$(BIN)/ruff check .

@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from distmoe.doctor.machine import missing_interface
 from distmoe.errors import ParallelError
 from distmoe.launch.places import Hosts
 
 LIMIT = 10.0  # seconds for one host
-_INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,16 @@ def refuse_unfit(place: Hosts, seen: Mapping[str, Seen], folder: Path, environ: 
             remedy="repair the host, its name or its ssh key, take it out of the hostfile, restart with --fewer, or "
             "start this command on every host with --no_ssh",
         )
-    for variable in _INTERFACES:
-        value = environ.get(variable, "")
-        for name in [] if not value or value[0] == "^" else value.removeprefix("=").split(","):
-            without = [host for host, one in seen.items() if not any(each.startswith(name) for each in one.interfaces)]
-            if without:
-                raise ParallelError(
-                    f"{_hosts(without)} lacks the network interface of {variable}",
-                    got=f"{variable}={value}; {without[0]} has {' '.join(seen[without[0]].interfaces)}",
-                    expected="an interface that all hosts have and that connects them",
-                    remedy=f"set {variable} to it (ip -br addr)",
-                )
+    for host, one in seen.items():
+        missing = missing_interface(environ, one.interfaces)
+        if missing is not None:
+            variable, value = missing
+            raise ParallelError(
+                f"{host} lacks the network interface of {variable}",
+                got=f"{variable}={value}; {host} has {' '.join(one.interfaces)}",
+                expected="an interface that all hosts have and that connects them",
+                remedy=f"set {variable} to it (ip -br addr)",
+            )
     blind = [host for host, one in seen.items() if not one.shares]
     if blind:
         raise ParallelError(
@@ -142,7 +141,7 @@ def _ask(host: str, port: int | None, question: str) -> Seen:
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         return Seen(False, lines[-1] if lines else f"ssh ended with code {done.returncode}")
-    interfaces, *words = done.stdout.splitlines()
+    interfaces, *words = done.stdout.splitlines() or [""]
     return Seen(True, "", tuple(interfaces.split()), "shared" in words, "python" in words)
 
 

@@ -1,10 +1,10 @@
 """One all-to-all per task group against a global one, on two islands with a slow link.
 
-``python -m tests.cluster.slow_link``. Four ranks on four hosts, two per island. A step is forward and backward of two routed layers with two task groups.
-*Global*: one block of four ranks holds both task groups. *Partitioned*: each task group has the ranks of one island.
-Printed: bytes between the islands (counted, forecast, and what the kernel saw), seconds per step, and the factor
-between the two placements beside the one that ``distmoe.forecast`` (``tools/plan.py``) predicts from the speed of links
-and processors, which are measured first, on all ranks at once.
+``python -m tests.cluster.slow_link``. Four ranks on four hosts, two per island. A step is forward and backward of two
+routed layers with two task groups. *Global*: one block of four ranks holds both task groups. *Partitioned*: each task
+group has the ranks of one island. Printed: bytes between the islands (counted, forecast, and what the kernel saw),
+seconds per step, and the factor between the two placements beside the one that ``distmoe.forecast`` (``tools/plan.py``)
+predicts from the speed of links and processors, which are measured first, on all ranks at once.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ WIDTH, EXPERT_WIDTH, EXPERTS, TOKENS = 256, 64, 8, 2048
 PLACEMENTS = {"global": ("colocated", 4), "partitioned": ("partitioned", 2)}
 SETTINGS = (
     f"model.hidden_size={WIDTH}", "model.num_heads=4", f"model.num_layers={LAYERS}", "model.intermediate_size=64",
-    "model.moe.layers=all", f"model.moe.num_experts={EXPERTS}", "model.moe.top_k=1",
-    f"model.moe.expert_size={EXPERT_WIDTH}", f"tasks.suite.num_task_groups={TASK_GROUPS}", "tasks.suite.tasks_per_group=1", "structure.grouping=per_task",
-    "model.dropout=0", "data.max_length=128", f"data.batch_size={RANKS * TOKENS // 128}",
+    "model.moe.layers=all", f"model.moe.num_experts={EXPERTS}", "model.moe.top_k=1", "model.dropout=0",
+    f"model.moe.expert_size={EXPERT_WIDTH}", f"tasks.suite.num_task_groups={TASK_GROUPS}",
+    "tasks.suite.tasks_per_group=1", "structure.grouping=per_task", "data.max_length=128",
+    f"data.batch_size={RANKS * TOKENS // 128}",
 )  # fmt: skip
 
 

@@ -93,7 +93,8 @@ class Watch:
         if self._env.world_size == 1:
             self._start(self._tick_alone)
             return self
-        self._store: Any = dist.distributed_c10d._get_default_store().clone()
+        store: Any = dist.distributed_c10d._get_default_store()
+        self._store = store.clone()
         self._store.set(self._key(self._env.rank), self._sign.to_json())
         if self._env.rank == 0:
             self._store.set(_VERDICT, _NONE)
