@@ -69,7 +69,7 @@ class Case:
 
 
 CASES = {
-    "ranks do not divide the batch": Case("local --ranks 3", r"data.batch_size=16, 3 ranks\n  expected: a multiple of 3"),
+    "ranks do not divide the batch": Case("local --ranks 3", r"data.batch_size=16, 3 ranks\n.* a multiple of 3"),
     "blocks do not divide the ranks": Case(
         "slurm --nodes 1 --gpus_per_node 4 parallel.ep_size=8", r"4 ranks, parallel.ep_size=8"
     ),
