@@ -44,6 +44,20 @@ class Hosts:
     node_rank: int | None = None
     ssh_port: int | None = None
 
+    def __post_init__(self) -> None:
+        """Refuses a node rank that no line of the hostfile has.
+
+        Raises:
+            ConfigError: Naming it.
+        """
+        if self.node_rank is not None and not 0 <= self.node_rank < len(self.slots):
+            raise ConfigError(
+                "--node_rank is not a line of the hostfile",
+                got=f"--node_rank {self.node_rank}",
+                expected=f"0 to {len(self.slots) - 1}",
+                remedy="number the hosts in the order of the hostfile",
+            )
+
     @property
     def num_ranks(self) -> int:
         return sum(self.slots.values())

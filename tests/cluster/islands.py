@@ -23,6 +23,7 @@ from pathlib import Path
 _NEWUTS, _NEWNET = 0x04000000, 0x40000000
 _NETNS = Path("/run/netns")
 _INSIDE = "DISTMOE_TEST_ISLANDS"
+_SIDES, _WAN = ("swA", "swB"), "wan"
 
 
 def isolate(module: str) -> None:
@@ -60,18 +61,17 @@ class Islands:
 
     def cut(self) -> None:
         """The link swallows everything from now on: no reset, no link-down."""
-        _run("ip", "-n", "swA", "link", "set", "link", "nomaster")
+        _run("ip", "-n", "swA", "link", "set", _WAN, "nomaster")
 
     def heal(self) -> None:
-        _run("ip", "-n", "swA", "link", "set", "link", "master", "br0")
+        _run("ip", "-n", "swA", "link", "set", _WAN, "master", "br0")
 
     def bytes_over_link(self) -> int:
         """Sent so far by both sides, headers included."""
-        shown = (_run("ip", "netns", "exec", side, "cat", "/sys/class/net/link/statistics/tx_bytes") for side in _SIDES)
+        shown = (
+            _run("ip", "netns", "exec", side, "cat", f"/sys/class/net/{_WAN}/statistics/tx_bytes") for side in _SIDES
+        )
         return sum(int(text) for text in shown)
-
-
-_SIDES = ("swA", "swB")
 
 
 def build(*, per_island: int, mbit: float | None = None) -> Islands:
@@ -85,12 +85,12 @@ def build(*, per_island: int, mbit: float | None = None) -> Islands:
         _run("ip", "netns", "add", side)
         _run("ip", "-n", side, "link", "add", "br0", "type", "bridge")
         _run("ip", "-n", side, "link", "set", "br0", "up")
-    _run("ip", "-n", "swA", "link", "add", "link", "type", "veth", "peer", "name", "link", "netns", "swB")
+    _run("ip", "-n", "swA", "link", "add", _WAN, "type", "veth", "peer", "name", _WAN, "netns", "swB")
     for side in _SIDES:
-        _run("ip", "-n", side, "link", "set", "link", "master", "br0", "up")
+        _run("ip", "-n", side, "link", "set", _WAN, "master", "br0", "up")
         if mbit is not None:
             shape = ("root", "tbf", "rate", f"{mbit}mbit", "burst", "64kb", "latency", "100ms")
-            _run("tc", "-n", side, "qdisc", "add", "dev", "link", *shape)
+            _run("tc", "-n", side, "qdisc", "add", "dev", _WAN, *shape)
     islands = Islands(2 * per_island)
     for host in range(1, islands.num_hosts + 1):
         side, name = _SIDES[(host - 1) // per_island], f"h{host}"
