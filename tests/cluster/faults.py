@@ -29,7 +29,7 @@ from pathlib import Path
 from tests.cluster.islands import Islands, build, isolate
 from tests.integration.commands import metrics, overrides
 
-STEPS, EVERY = 24, 6
+STEPS, EVERY = 10, 3
 SILENCE = 8  # parallel.silence_seconds
 ALLOWED = SILENCE + 15  # a stopped rank is killed GRACE seconds after the silence; the rest is for two busy cores
 LIMIT = 300  # what counts as a hang
@@ -79,6 +79,7 @@ def arguments(folder: Path) -> list[str]:
     return overrides(
         folder, "structure.grouping=family", "parallel.placement=partitioned", "parallel.ep_size=2",
         "parallel.timeout_minutes=5", f"parallel.silence_seconds={SILENCE}", f"schedule.num_steps={STEPS}",
+        "model.moe.layers=odd",
         "run.eval_every=null", "run.log_every=3", f"checkpoint.every={EVERY}", "checkpoint.keep_last=20",
     )  # fmt: skip
 
