@@ -74,12 +74,13 @@ class Islands:
         return sum(int(text) for text in shown)
 
 
-def build(*, per_island: int, mbit: float | None = None) -> Islands:
+def build(*, per_island: int, mbit: float | None = None, host_mbit: float | None = None) -> Islands:
     """Makes the hosts.
 
     Args:
         per_island: Hosts of each island.
         mbit: Rate of the link in each direction, Mbit/s; None: as fast as the kernel.
+        host_mbit: Likewise of each host.
     """
     for side in _SIDES:
         _run("ip", "netns", "add", side)
@@ -88,9 +89,7 @@ def build(*, per_island: int, mbit: float | None = None) -> Islands:
     _run("ip", "-n", "swA", "link", "add", _WAN, "type", "veth", "peer", "name", _WAN, "netns", "swB")
     for side in _SIDES:
         _run("ip", "-n", side, "link", "set", _WAN, "master", "br0", "up")
-        if mbit is not None:
-            shape = ("root", "tbf", "rate", f"{mbit}mbit", "burst", "64kb", "latency", "100ms")
-            _run("tc", "-n", side, "qdisc", "add", "dev", _WAN, *shape)
+        _limit(side, _WAN, mbit)
     islands = Islands(2 * per_island)
     for host in range(1, islands.num_hosts + 1):
         side, name = _SIDES[(host - 1) // per_island], f"h{host}"
@@ -100,7 +99,15 @@ def build(*, per_island: int, mbit: float | None = None) -> Islands:
         _run("ip", "-n", name, "addr", "add", f"{islands.address(host)}/24", "dev", "eth0")
         _run("ip", "-n", name, "link", "set", "lo", "up")
         _run("ip", "-n", name, "link", "set", "eth0", "up")
+        _limit(side, f"v{host}", host_mbit)
+        _limit(name, "eth0", host_mbit)
     return islands
+
+
+def _limit(namespace: str, device: str, mbit: float | None) -> None:
+    if mbit is not None:
+        shape = ("root", "tbf", "rate", f"{mbit}mbit", "burst", "64kb", "latency", "100ms")
+        _run("tc", "-n", namespace, "qdisc", "add", "dev", device, *shape)
 
 
 def _run(*command: str) -> str:

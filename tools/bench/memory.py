@@ -35,13 +35,13 @@ MODEL = (
     "tasks.suite.low_resource_examples=128", "tasks.suite.eval_examples=8",
 )  # fmt: skip
 CASES: dict[str, tuple[str, ...]] = {
-    "zero0_fp32": ("parallel.deepspeed=zero0_fp32",),
+    "dense, zero0_fp32": ("parallel.deepspeed=zero0_fp32", "model.moe=null", "structure.grouping=one"),
     "zero1_fp32": ("parallel.deepspeed=zero1_fp32",),
     "zero1_fp32, recomputed": ("parallel.deepspeed=zero1_fp32", "model.activation_checkpointing=true"),
     "zero1_fp32, partitioned": (
         "parallel.deepspeed=zero1_fp32", "parallel.placement=partitioned", "structure.grouping=family",
     ),
-    "zero1_fp32, blocks of 2": ("parallel.deepspeed=zero1_fp32", "parallel.ep_size=2"),
+    "zero1_fp32, blocks of 2": ("parallel.deepspeed=zero1_fp32", "parallel.ep_size=2", "model.moe.num_experts=12"),
     "zero1_bf16": ("parallel.deepspeed=zero1_bf16",),
     "zero2_bf16": ("parallel.deepspeed=zero2_bf16",),
 }  # fmt: skip
