@@ -127,7 +127,9 @@ def build_routed_feed_forward(
     layout = SlotLayout((per_task_group,) * len(pools), hosting.ep_rank, hosting.ep_size)
     exchange = None
     if hosting.process_group is not None:
-        exchange = Exchange(hosting.process_group, f"layer{layer_index}", traffic)
+        exchange = Exchange(
+            hosting.process_group, f"layer{layer_index}", traffic, hosting.task_groups, hosting.observers
+        )
     return RoutedFeedForward(
         gate=gate,
         pools=pools,

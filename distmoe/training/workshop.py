@@ -21,6 +21,7 @@ from distmoe.moe.statistics import RoutingStatistics
 from distmoe.parallel import process_groups
 from distmoe.parallel.env import RankEnv
 from distmoe.parallel.placement import Placement
+from distmoe.parallel.watch.whereabouts import Whereabouts
 from distmoe.structure.frontier import advance
 from distmoe.structure.plan import MergePlan
 from distmoe.training.agreement import Agreement, is_distributed
@@ -81,6 +82,7 @@ class Workshop:
     saver: Saver
     agreement: Agreement
     env: RankEnv
+    whereabouts: Whereabouts
 
     def rebuild(self, old: Run, *, merges: MergePlan, checkpoint: Path, outlets: Outlets, on_trial: bool) -> Run:
         """The run with merged task groups, its state carried from a checkpoint before the merges. Collective.
@@ -127,7 +129,7 @@ class Workshop:
 
     def host(self, plan: Plan, placement: Placement) -> Hosted:
         """Model, process groups and engine."""
-        return host_model(self.config, plan, placement, self.agreement)
+        return host_model(self.config, plan, placement, self.agreement, self.whereabouts)
 
     def outlets(self) -> Outlets:
         """Opens the run's sinks; once, after the folder is claimed."""
@@ -199,6 +201,7 @@ class Workshop:
             schedule=config.schedule,
             state=state,
             alignment=alignment,
+            whereabouts=self.whereabouts,
             on_trial=on_trial,
         )
         return Run(
