@@ -70,7 +70,7 @@ test-cluster: venv  ## The batch scripts on a real Slurm of three nodes, on this
 	$(BIN)/python -m pytest -m cluster -rs tests/cluster $(ARGS)
 
 test-structural: venv  ## Structural learning over 2, 4 and 5 ranks and killed at every stage, as two tables
-	$(BIN)/python -m pytest -m structural tests/integration/test_structural_ranks.py $(ARGS)
+	$(BIN)/python -m pytest -m structural tests/integration $(ARGS)
 
 test-cluster-faults: venv  ## 30 random faults in a run on two hosts, with a table (root; network namespaces)
 	$(BIN)/python -m tests.cluster.faults $(ARGS)
