@@ -28,7 +28,7 @@ RUN := runs/demo
 TEXT := stiklo febro stoma soste tise foklu rafli tovu susi digi grobi digi braku rose mego flego
 
 .DEFAULT_GOAL := help
-.PHONY: help install venv demo test test-slow test-cluster test-structural lint format docs bench clean
+.PHONY: help install venv demo test test-slow test-cluster test-cluster-faults test-slow-link test-structural test-reshard test-faults lint format docs bench clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -70,7 +70,13 @@ test-cluster: venv  ## The batch scripts on a real Slurm of three nodes, on this
 	$(BIN)/python -m pytest -m cluster -rs tests/cluster $(ARGS)
 
 test-structural: venv  ## Structural learning over 2, 4 and 5 ranks and killed at every stage, as two tables
-	$(BIN)/python -m pytest -m structural tests/integration/test_structural_ranks.py $(ARGS)
+	$(BIN)/python -m pytest -m structural tests/integration $(ARGS)
+
+test-cluster-faults: venv  ## 30 random faults in a run on two hosts, with a table (root; network namespaces)
+	$(BIN)/python -m tests.cluster.faults $(ARGS)
+
+test-slow-link: venv  ## One all-to-all per task group against a global one over a slow link (root; network namespaces)
+	$(BIN)/python -m tests.cluster.slow_link $(ARGS)
 
 lint: venv  ## Style, types and spelling
 	$(BIN)/ruff check .

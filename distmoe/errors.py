@@ -49,3 +49,15 @@ class CheckpointError(DistmoeError):
 
 class TrainingError(DistmoeError):
     """Training cannot go on, for example because a loss is not finite."""
+
+
+class RunEnded(Exception):  # noqa: N818, it reports no error of its own
+    """Raised on every rank when the job ends because of an error that one rank has already printed.
+
+    Args:
+        code: Exit code of the process.
+    """
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        super().__init__(f"the job ends with code {code}")

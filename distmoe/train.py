@@ -21,7 +21,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(_here.parent))
 
 from distmoe import log
-from distmoe.errors import ConfigError, DistmoeError
+from distmoe.errors import ConfigError, DistmoeError, RunEnded
 from distmoe.training.stop_signal import StopSignal
 
 USER_ERROR, OWN_ERROR = 2, 1
@@ -64,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     stop = StopSignal().expect_warning()
     try:
         return _run(parser().parse_intermixed_args(argv), stop)
+    except RunEnded as ended:  # one rank has said why
+        return ended.code
     except DistmoeError as error:
         if log.own_rank() == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)

@@ -18,3 +18,6 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 # Builds of operators belong on node-local storage: a stale lock on a shared folder hangs every later start.
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-${TMPDIR:-/tmp}/torch_extensions_$(id -u)}
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}
+# How often a job that failed (not one that was refused or preempted) is queued again, resuming from its last checkpoint,
+# and seconds before the first time; they double. Restarts after a preemption count as well.
+export DISTMOE_RESTARTS=${DISTMOE_RESTARTS:-0} DISTMOE_PAUSE=${DISTMOE_PAUSE:-10}

@@ -7,8 +7,9 @@
 # 2. USR1 reaches every process of a step, and one without a handler dies of it: all ignore it from their birth, until
 #    a rank has set its own handler.
 # 3. The trap interrupts `wait`, hence the loop; the second `wait` fetches a code that came while the trap ran.
-# 4. Only a run that ended in order (0) is requeued: a crash must not loop. Slurm itself requeues after a node failure.
-#    `scontrol requeue` ends this script; the sleep keeps it from ending as COMPLETED before that.
+# 4. A run that ended in order (0) is requeued. Slurm itself requeues after a node failure. A run that failed is requeued
+#    only if DISTMOE_RESTARTS allows (default 0: a crash must not loop), after a pause that doubles; never one that was
+#    refused (2). `scontrol requeue` ends this script; the sleep keeps it from ending as COMPLETED before that.
 # 5. --kill-on-bad-exit: the first rank that fails ends all. srun itself returns the highest code, which is that of the
 #    ranks that were ended (143); the first one is read from its messages.
 
@@ -24,8 +25,26 @@ watch_errors() {
   done
 }
 
+# Refuses a job whose tasks cannot be one rank per GPU, in four lines, before any rank starts.
+check_geometry() {
+  local tasks=$((SLURM_JOB_NUM_NODES * ${SLURM_NTASKS_PER_NODE:-0})) gpus=${SLURM_GPUS_ON_NODE:-}
+  if [ "$tasks" != "$SLURM_NTASKS" ]; then
+    refuse_geometry "${SLURM_NTASKS:-no} tasks on $SLURM_JOB_NUM_NODES nodes with --ntasks-per-node=${SLURM_NTASKS_PER_NODE:-not given}" \
+      "nodes times --ntasks-per-node, and no --ntasks"
+  elif [ -n "$gpus" ] && [ "$gpus" -lt "$SLURM_NTASKS_PER_NODE" ]; then
+    refuse_geometry "$SLURM_NTASKS_PER_NODE tasks per node with $gpus GPUs" "one GPU per task"
+  fi
+}
+
+refuse_geometry() {
+  printf 'error: the geometry of the job contradicts itself\n  got:      %s\n  expected: %s\n  remedy:   %s\n' "$1" "$2" \
+    "sbatch --nodes=N --ntasks-per-node=G --gpus-per-node=G, or tools/launch.py slurm --nodes N --gpus_per_node G" >&2
+  exit 2
+}
+
 start_ranks() {
   local got=0 step= rc again first
+  check_geometry
   first=$(mktemp)
   trap 'got=1; [ -z "$step" ] || kill -USR1 "$step"' USR1
   # shellcheck disable=SC2086  # the container's prefix is several words, or none
@@ -37,5 +56,15 @@ start_ranks() {
   if [ $rc != 0 ]; then sleep 1; [ ! -s "$first" ] || rc=$(< "$first"); fi
   rm -f "$first"
   if [ $got = 1 ] && [ $rc = 0 ]; then scontrol requeue "$SLURM_JOB_ID"; sleep 30; fi
+  if [ $rc != 0 ] && [ $rc != 2 ]; then restart_after_failure $rc; fi
   return $rc
+}
+
+restart_after_failure() {
+  local done=${SLURM_RESTART_COUNT:-0} limit=${DISTMOE_RESTARTS:-0} pause
+  [ "$done" -lt "$limit" ] || return 0
+  pause=$((${DISTMOE_PAUSE:-10} << (done < 6 ? done : 6)))
+  echo "restart: the ranks ended with code $1; start $((done + 1)) of $limit again in $pause s" >&2
+  sleep "$pause"
+  scontrol requeue "$SLURM_JOB_ID"; sleep 30
 }

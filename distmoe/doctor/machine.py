@@ -8,7 +8,7 @@ import platform
 import shutil
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -53,8 +53,8 @@ def check_devices(local_ranks: int, visible: int) -> Finding:
     return Finding("devices", "ok", text)
 
 
-def check_interfaces(environ: Mapping[str, str], present: list[str]) -> Finding:
-    """Interfaces named in the environment exist; ``^docker`` and ``=ib0`` are NCCL's notation."""
+def missing_interface(environ: Mapping[str, str], present: Sequence[str]) -> tuple[str, str] | None:
+    """The first variable, with its value, that names an absent interface; ``^docker``, ``=ib0`` are NCCL's notation."""
     for variable in _INTERFACES:
         value = environ.get(variable, "")
         if not value or value.startswith("^"):
@@ -62,10 +62,19 @@ def check_interfaces(environ: Mapping[str, str], present: list[str]) -> Finding:
         for name in value.removeprefix("=").split(","):
             # NCCL takes a name as a prefix unless it is marked with "=".
             if not any(one == name or (variable.startswith("NCCL") and one.startswith(name)) for one in present):
-                return Finding(
-                    "interface", "problem", f"{variable}={value}, present: {', '.join(present)}",
-                    f"set {variable} to the interface that connects the nodes",
-                )  # fmt: skip
+                return variable, value
+    return None
+
+
+def check_interfaces(environ: Mapping[str, str], present: Sequence[str]) -> Finding:
+    """Interfaces named in the environment exist."""
+    missing = missing_interface(environ, present)
+    if missing is not None:
+        variable, value = missing
+        return Finding(
+            "interface", "problem", f"{variable}={value}, present: {', '.join(present)}",
+            f"set {variable} to the interface that connects the nodes",
+        )  # fmt: skip
     return Finding("interface", "ok", ", ".join(present))
 
 

@@ -16,6 +16,7 @@ from torch.distributed import ProcessGroup
 from distmoe.doctor.finding import Finding
 from distmoe.doctor.machine import versions
 from distmoe.parallel.all_to_all import all_to_all
+from distmoe.parallel.shared_folder import blind_ranks
 
 CLOCK_LIMIT = 2.0  # seconds; logs of different nodes are compared by time, and file times decide about caches
 
@@ -33,17 +34,13 @@ class Presence:
 def check_ranks(folder: Path) -> list[Finding]:
     """Gathers every rank's :class:`Presence`; collective, equal on all ranks.
 
-    1. rank 0 writes a token;  2. barrier;  3. all read it, and their clocks;  4. gather;  5. rank 0 removes it.
+    1. who sees a file of rank 0;  2. barrier;  3. all read their clocks;  4. gather.
     """
-    token = folder / ".doctor"
-    if dist.get_rank() == 0:
-        token.write_text("distmoe")
+    blind = blind_ranks(folder)
     dist.barrier()
-    own = Presence(socket.gethostname(), versions(), time.time(), token.is_file())
+    own = Presence(socket.gethostname(), versions(), time.time(), dist.get_rank() not in blind)
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, own)
-    if dist.get_rank() == 0:
-        token.unlink()
     return compare(everyone, folder)
 
 

@@ -115,7 +115,8 @@ def memory_on(
     if bf16_optimizer:
         gradients += held * 4  # DeepSpeed's BF16_Optimizer keeps every gradient in fp32 beside the model's own
     elif stage in (1, 2):
-        gradients = held * element + cut * 4 if stage == 1 else cut * 4 + element * _largest_layer(workload)
+        # A gradient moves into the reduction bucket as soon as it exists; kept is the fp32 mean of the rank's own part.
+        gradients = cut * 4 + (0 if stage == 1 else element * _largest_layer(workload))
         buffers = bucket * (4 if precision == "fp32" or stage == 1 else 2)
     elif stage == 3:
         live = 2 * _largest_layer(workload)  # the layer at work and the one fetched ahead

@@ -130,7 +130,9 @@ def build_routed_feed_forward(
     layout = SlotLayout(tuple(sizes[g] for g in hosting.task_groups), hosting.ep_rank, hosting.ep_size)
     exchange = None
     if hosting.process_group is not None:
-        exchange = Exchange(hosting.process_group, f"layer{layer_index}", traffic)
+        exchange = Exchange(
+            hosting.process_group, f"layer{layer_index}", traffic, hosting.task_groups, hosting.observers
+        )
     return RoutedFeedForward(
         gate=gate,
         pools=pools,

@@ -12,6 +12,7 @@ it is sent gets no error but old memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
+from distmoe.parallel.exchange_call import ExchangeCall, ExchangeObserver
 from distmoe.parallel.traffic import Direction, TrafficCounter
 
 
@@ -32,6 +34,8 @@ def all_to_all(
     process_group: ProcessGroup | None,
     traffic: TrafficCounter | None = None,
     tag: str = "",
+    task_groups: tuple[int, ...] = (),
+    observers: Sequence[ExchangeObserver] = (),
 ) -> Tensor:
     """Sends each rank its rows and returns those received, both in order of rank.
 
@@ -45,6 +49,8 @@ def all_to_all(
         process_group: None: a single rank, ``rows`` itself is returned.
         traffic: Where to count; None: nowhere.
         tag: Under which name.
+        task_groups: Whose tokens these are, for the observers.
+        observers: Who is told of the exchange and of its reverse, in the same order on all ranks.
 
     Returns:
         ``[sum(receive_counts), ...]``.
@@ -52,8 +58,8 @@ def all_to_all(
     if process_group is None:
         return rows
     assert len(rows) == sum(send_counts), f"{len(rows)} rows, but {sum(send_counts)} to send"
-    counting = None if traffic is None else _Counting(traffic, tag)
-    return _AllToAll.apply(rows, tuple(send_counts), tuple(receive_counts), process_group, counting)
+    account = _Account(tag, task_groups, traffic, tuple(observers))
+    return _AllToAll.apply(rows, tuple(send_counts), tuple(receive_counts), process_group, account)
 
 
 def exchange_counts(
@@ -62,6 +68,8 @@ def exchange_counts(
     process_group: ProcessGroup | None,
     traffic: TrafficCounter | None = None,
     tag: str = "",
+    task_groups: tuple[int, ...] = (),
+    observers: Sequence[ExchangeObserver] = (),
 ) -> Tensor:
     """Sends row ``i`` of a table to rank ``i`` and returns what each rank sent here; no gradient, no host sync.
 
@@ -70,6 +78,8 @@ def exchange_counts(
         process_group: None: a single rank, ``counts`` itself is returned.
         traffic: Where to count; None: nowhere.
         tag: Under which name.
+        task_groups: Whose tokens these are, for the observers.
+        observers: Who is told of the exchange and of its reverse, in the same order on all ranks.
 
     Returns:
         Same shape; row ``i`` comes from rank ``i``.
@@ -78,14 +88,18 @@ def exchange_counts(
         return counts
     ones = (1,) * process_group.size()
     assert len(counts) == len(ones), f"{len(counts)} rows for {len(ones)} ranks"
-    counting = None if traffic is None else _Counting(traffic, tag)
-    return _exchange(counts.detach(), ones, ones, process_group, "forward", counting)
+    account = _Account(tag, task_groups, traffic, tuple(observers))
+    return _exchange(counts.detach(), ones, ones, process_group, "forward", account)
 
 
 @dataclass(frozen=True)
-class _Counting:
-    traffic: TrafficCounter
+class _Account:
+    """Under which name an exchange is counted and observed."""
+
     tag: str
+    task_groups: tuple[int, ...]
+    traffic: TrafficCounter | None
+    observers: tuple[ExchangeObserver, ...]
 
 
 def _exchange(
@@ -94,21 +108,37 @@ def _exchange(
     receive_counts: tuple[int, ...],
     process_group: ProcessGroup,
     direction: Direction,
-    counting: _Counting | None,
+    account: _Account,
 ) -> Tensor:
     received = rows.new_empty((sum(receive_counts), *rows.shape[1:]))
-    # Backends refuse strided input, and an expanded gradient (of a sum, say) is strided.
-    dist.all_to_all_single(received, rows.contiguous(), list(receive_counts), list(send_counts), group=process_group)
-    if counting is not None:
-        counting.traffic.record(
-            counting.tag,
+    ranks = tuple(dist.get_process_group_ranks(process_group))
+    call = ExchangeCall(
+        account.tag, account.task_groups, direction, process_group, ranks, send_counts, receive_counts,
+        tuple(rows.shape[1:]), rows.dtype,
+    )  # fmt: skip
+    with _observed(account.observers, call):
+        # Backends refuse strided input, and an expanded gradient (of a sum, say) is strided.
+        dist.all_to_all_single(
+            received, rows.contiguous(), list(receive_counts), list(send_counts), group=process_group
+        )
+    if account.traffic is not None:
+        account.traffic.record(
+            account.tag,
             direction,
-            ranks=dist.get_process_group_ranks(process_group),
+            ranks=ranks,
             own=process_group.rank(),
             send_counts=send_counts,
             row_bytes=rows.shape[1:].numel() * rows.element_size(),
         )
     return received
+
+
+def _observed(observers: tuple[ExchangeObserver, ...], call: ExchangeCall) -> AbstractContextManager[object]:
+    """All observers around one exchange, the first outermost."""
+    stack = ExitStack()
+    for observer in observers:
+        stack.enter_context(observer.exchange(call))
+    return stack
 
 
 class _AllToAll(torch.autograd.Function):
@@ -119,10 +149,10 @@ class _AllToAll(torch.autograd.Function):
         send_counts: tuple[int, ...],
         receive_counts: tuple[int, ...],
         process_group: ProcessGroup,
-        counting: _Counting | None,
+        account: _Account,
     ) -> Tensor:
-        ctx.reverse = receive_counts, send_counts, process_group, "backward", counting
-        return _exchange(rows, send_counts, receive_counts, process_group, "forward", counting)
+        ctx.reverse = receive_counts, send_counts, process_group, "backward", account
+        return _exchange(rows, send_counts, receive_counts, process_group, "forward", account)
 
     @staticmethod
     @once_differentiable

@@ -18,6 +18,16 @@ class ParallelConfig(Section):
         1, gt=0, description="Consecutive ranks that share one copy of the experts; keep it inside a node."
     )
     timeout_minutes: float = Field(10.0, gt=0, description="A collective that waits longer ends the job.")
+    silence_seconds: float = Field(
+        60.0,
+        ge=5,
+        description="A rank that gives no sign of life for so long (dead, stopped, cut off) ends the job on all nodes.",
+    )
+    guard: bool = Field(
+        False,
+        description="Compare the sequence of collectives and the split tables of all ranks before each: slow, names a "
+        "rank that goes its own way.",
+    )
     deepspeed: str = Field(
         "auto",
         description="Name in ds_configs/ or path of a DeepSpeed JSON; auto: zero1_bf16 on GPU, zero1_fp32 on CPU. "

@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from distmoe.errors import ParallelError
+from distmoe.parallel.exchange_call import ExchangeObserver
 from distmoe.parallel.placement import Placement
 from distmoe.parallel.replicas import Layout, layouts_of, one_span
 from distmoe.tasks import TaskGrouping
@@ -43,12 +44,14 @@ class LayerHosting:
         ep_rank: Its position in its block: which slice of each task group's experts.
         ep_size: Ranks of the block.
         process_group: The block, for the all-to-all; None when it is a single rank and nothing travels.
+        observers: Who is told of the layer's exchanges.
     """
 
     task_groups: tuple[int, ...]
     ep_rank: int
     ep_size: int
     process_group: ProcessGroup | None
+    observers: tuple[ExchangeObserver, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -106,13 +109,16 @@ class ProcessGroups:
             dist.destroy_process_group(self._created.pop(0))
 
 
-def create(placement: Placement, *, timeout: timedelta | None = None) -> ProcessGroups:
+def create(
+    placement: Placement, *, timeout: timedelta | None = None, observers: tuple[ExchangeObserver, ...] = ()
+) -> ProcessGroups:
     """Makes the process groups of a placement; a collective over the world.
 
     Args:
         placement: Equal on all ranks.
         timeout: Limit of a collective. None: torch's default (30 minutes for gloo, 10 for NCCL), which is not the
             world's.
+        observers: Who is told of every all-to-all of routed layers; as many on every rank.
 
     Raises:
         ParallelError: If torch.distributed is not initialised or has another number of ranks than the placement.
@@ -132,7 +138,7 @@ def create(placement: Placement, *, timeout: timedelta | None = None) -> Process
     classes = {layout: _replica_class(layout, layers, rank, own) for layout, layers in layouts.items()}
     alias = classes.get(plain) or _replica_class(plain, (), rank, own) if layouts else None
     return ProcessGroups(
-        hosting=tuple(_hosting(placement, layer, rank, own) for layer in range(len(placement.layers))),
+        hosting=tuple(_hosting(placement, layer, rank, own, observers) for layer in range(len(placement.layers))),
         replica_classes=tuple(sorted(classes.values(), key=lambda replica_class: replica_class.name)),
         alias=alias,
         _created=[process_group for process_group in own.values() if process_group is not dist.group.WORLD],
@@ -184,12 +190,19 @@ def _spell(ranks: Ranks) -> str:
     return " ".join(map(str, ranks)) if len(ranks) <= 8 else f"{ranks[0]} .. {ranks[-1]}, {len(ranks)} ranks"
 
 
-def _hosting(placement: Placement, layer: int, rank: int, own: dict[Ranks, ProcessGroup]) -> LayerHosting:
+def _hosting(
+    placement: Placement,
+    layer: int,
+    rank: int,
+    own: dict[Ranks, ProcessGroup],
+    observers: tuple[ExchangeObserver, ...],
+) -> LayerHosting:
     return LayerHosting(
         task_groups=placement.hosted_task_groups(layer, rank),
         ep_rank=rank % placement.ep_size,
         ep_size=placement.ep_size,
         process_group=own[placement.block_ranks(placement.block_of(rank))] if placement.ep_size > 1 else None,
+        observers=observers,
     )
 
 

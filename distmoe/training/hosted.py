@@ -15,8 +15,11 @@ from distmoe.models.routed_layer import RoutedLayer
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.nn.conditional.counts import ParameterShares
 from distmoe.parallel import process_groups
+from distmoe.parallel.exchange_call import ExchangeObserver
+from distmoe.parallel.guard import CollectiveGuard
 from distmoe.parallel.placement import Placement
 from distmoe.parallel.traffic import TrafficCounter
+from distmoe.parallel.watch.whereabouts import Whereabouts
 from distmoe.training import summary
 from distmoe.training.agreement import Agreement
 from distmoe.training.config import RunConfig
@@ -37,13 +40,27 @@ class Hosted:
     traffic: tuple[TrafficCounter, ...]
 
 
-def host_model(config: RunConfig, plan: Plan, placement: Placement, agreement: Agreement) -> Hosted:
+def host_model(
+    config: RunConfig, plan: Plan, placement: Placement, agreement: Agreement, whereabouts: Whereabouts
+) -> Hosted:
     """Makes process groups, model and engine for a placement. Collective.
+
+    Args:
+        config: The run.
+        plan: Tasks, grouping, shape, DeepSpeed settings.
+        placement: Task groups to ranks.
+        agreement: For errors of single ranks.
+        whereabouts: Is told of every exchange of routed layers.
 
     Raises:
         DistmoeError: The same on all ranks, if the model cannot be built, loaded or hosted.
     """
-    groups = process_groups.create(placement, timeout=timedelta(minutes=config.parallel.timeout_minutes))
+    observers: tuple[ExchangeObserver, ...] = (whereabouts,)
+    if config.parallel.guard:
+        observers += (CollectiveGuard(),)
+    groups = process_groups.create(
+        placement, timeout=timedelta(minutes=config.parallel.timeout_minutes), observers=observers
+    )
     model = agreement.run(lambda: _build_model(config, plan, groups))
     top_k = 0 if config.model.moe is None else config.model.moe.top_k
     parameters = summary.count_parameters(model, pool_sizes=plan.pool_sizes(config.model.moe), top_k=top_k)

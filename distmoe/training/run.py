@@ -12,12 +12,16 @@ from distmoe.checkpoint.saver import Saver
 from distmoe.engine.distributed import init_distributed
 from distmoe.log import get_logger
 from distmoe.parallel.env import RankEnv, device, read_env, share_cores
+from distmoe.parallel.guard import explain
+from distmoe.parallel.shared_folder import require_shared
+from distmoe.parallel.watch.watch import Watch
+from distmoe.parallel.watch.whereabouts import Whereabouts
 from distmoe.training.agreement import Agreement
 from distmoe.training.config import RunConfig
 from distmoe.training.contradictions import check_environment, check_start
 from distmoe.training.monitor import require_trackers
 from distmoe.training.report import draw_report
-from distmoe.training.run_folder import RESULT_FILE, RunFolder, open_run, run_path, write_json
+from distmoe.training.run_folder import RESULT_FILE, STOP_FILE, RunFolder, open_run, run_path, write_json
 from distmoe.training.run_lock import RunLock
 from distmoe.training.setup import build_run
 from distmoe.training.stop_signal import StopSignal
@@ -47,6 +51,7 @@ def train(config: RunConfig, *, resume: str, stop: StopSignal) -> Outcome:
 
     Raises:
         DistmoeError: The same on all ranks, before the first step wherever that is possible.
+        RunEnded: On several ranks, instead of any exception: one of them has said why.
     """
     # What needs no other rank is refused before ranks wait for each other.
     env = read_env()
@@ -57,28 +62,57 @@ def train(config: RunConfig, *, resume: str, stop: StopSignal) -> Outcome:
     if on.type == "cuda":
         # Collectives of Python objects use the current device; without this it is the first one on every rank.
         torch.cuda.set_device(on)
-    init_distributed(timeout_minutes=config.parallel.timeout_minutes)
+    parallel = config.parallel
+    init_distributed(timeout_minutes=parallel.timeout_minutes, guard=parallel.guard)
+    request = run_path(config) / STOP_FILE
+    if env.rank == 0:
+        request.unlink(missing_ok=True)  # of an earlier run
+    with Watch(
+        env,
+        silence_seconds=parallel.silence_seconds,
+        timeout_minutes=parallel.timeout_minutes,
+        explain=explain,
+        on_tick=lambda: stop.ask(f"the file {request}") if request.exists() else None,
+    ) as watch:
+        return _train(config, resume=resume, stop=stop, env=env, whereabouts=watch.whereabouts)
+
+
+def _train(config: RunConfig, *, resume: str, stop: StopSignal, env: RankEnv, whereabouts: Whereabouts) -> Outcome:
     agreement = Agreement()
     lock = RunLock(run_path(config))
     agreement.from_rank_0(lock.acquire)
     try:
-        return _train(config, resume=resume, stop=stop, env=env, agreement=agreement)
+        return _train_alone(config, resume=resume, stop=stop, env=env, agreement=agreement, whereabouts=whereabouts)
     finally:
         lock.release()
 
 
-def _train(config: RunConfig, *, resume: str, stop: StopSignal, env: RankEnv, agreement: Agreement) -> Outcome:
+def _train_alone(
+    config: RunConfig,
+    *,
+    resume: str,
+    stop: StopSignal,
+    env: RankEnv,
+    agreement: Agreement,
+    whereabouts: Whereabouts,
+) -> Outcome:
     """The run itself, while no other process writes its folder."""
+    whereabouts.at("opening the run folder")
+    if env.world_size > env.local_world_size:
+        agreement.run(lambda: require_shared(Path(config.run.output_dir)))
     folder = agreement.from_rank_0(lambda: open_run(config, resume=resume, latest=folders.latest))
     check_start(config, resumes=folder.resume_from is not None)
     if folder.finished:
         _log.info("%s has ended already; --resume never starts it over", folder.path)
         return Outcome(folder.path, "Finished", config.schedule.num_steps)
-    run, workshop = build_run(config, folder=folder, resume=resume, agreement=agreement, env=env)
+    run, workshop = build_run(
+        config, folder=folder, resume=resume, agreement=agreement, env=env, whereabouts=whereabouts
+    )
     try:
         stop.arm()
         run, ended = train_in_phases(workshop, run, stop)
         stop.disarm()
+        whereabouts.at("scoring the test splits (gathers)", step=run.state.step)
         _finish(run, folder, ended, stop=stop, rank=env.rank)
     except Exception:
         _complete(workshop.saver)

@@ -24,6 +24,7 @@ from distmoe.training.monitor import METRICS_FILE, truncate
 _log = get_logger(__name__)
 
 CONFIG_FILE, SUMMARY_FILE, RESULT_FILE = "config.yaml", "summary.json", "result.json"
+STOP_FILE = "stop"  # whoever makes it asks a run on several ranks to save and end at the next step border
 
 # Keys that may differ between a run and its continuation: they change what is written, or how and where the same
 # numbers are computed, not what is learned.

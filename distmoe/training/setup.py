@@ -24,6 +24,7 @@ from distmoe.log import get_logger
 from distmoe.parallel import process_groups
 from distmoe.parallel.env import RankEnv
 from distmoe.parallel.placement import Placement
+from distmoe.parallel.watch.whereabouts import Whereabouts
 from distmoe.structure.transfer import check_examples
 from distmoe.training import summary
 from distmoe.training.agreement import Agreement
@@ -43,14 +44,16 @@ _log = get_logger(__name__)
 
 
 def build_run(
-    config: RunConfig, *, folder: RunFolder, resume: str, agreement: Agreement, env: RankEnv
+    config: RunConfig, *, folder: RunFolder, resume: str, agreement: Agreement, env: RankEnv, whereabouts: Whereabouts
 ) -> tuple[Run, Workshop]:
     """Builds everything; collective. The workshop builds the run anew for another grouping.
 
     Raises:
         DistmoeError: The same on all ranks, if data, model and parallelism do not fit each other.
     """
+    whereabouts.at("planning the run")
     plan = agreement.run(lambda: make_plan(config, env))
+    whereabouts.at("preparing the data (rank 0 tokenizes, the others wait)")
     data = agreement.run(lambda: encode(plan.sources, config, env=env, agreement=agreement))
     if folder.resume_from is not None:  # another task set would also have another probe set, a worse explanation
         store.check(folder.resume_from, tasks=plan.tasks, checksums=False)
@@ -60,7 +63,8 @@ def build_run(
     placement = agreement.run(lambda: plan.place(data.weights))
     if folder.resume_from is not None:
         store.check(folder.resume_from, tasks=plan.tasks, grouping=grouping)
-    workshop = Workshop(config, folder, plan, data, probe, _saver(config), agreement, env)
+    whereabouts.at("building model and engine")
+    workshop = Workshop(config, folder, plan, data, probe, _saver(config), agreement, env, whereabouts)
     hosted = workshop.host(plan, placement)
     seed.seed_all(config.run.seed, "train", env.rank)
 

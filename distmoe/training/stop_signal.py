@@ -20,6 +20,10 @@ class StopSignal:
     def received(self) -> bool:
         return self.name is not None
 
+    def ask(self, name: str) -> None:
+        """What a signal does, from within: the run ends at the next step border."""
+        self.name = self.name or name
+
     def expect_warning(self) -> StopSignal:
         """Listens for SIGUSR1, by which Slurm warns that time is up. Call it early: without a handler it kills."""
         signal.signal(signal.SIGUSR1, self._handle)

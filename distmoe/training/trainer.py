@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from distmoe.data.batch import TaskBatch
@@ -14,6 +14,7 @@ from distmoe.data.sources.base import Split
 from distmoe.engine.config import ScheduleConfig
 from distmoe.engine.engine import Engine, StepResult
 from distmoe.errors import TrainingError
+from distmoe.parallel.watch.whereabouts import BACKWARD, BORDER, FORWARD, UPDATE, Whereabouts
 from distmoe.tasks import TaskSet
 from distmoe.training.border import agree, refuse_nonfinite
 from distmoe.training.checkpoints import Checkpoints
@@ -48,6 +49,7 @@ class Trainer:
     schedule: ScheduleConfig
     state: TrainerState
     alignment: AlignmentTerm | None = None
+    whereabouts: Whereabouts = field(default_factory=Whereabouts)
     on_trial: bool = False
 
     def run(self, stop: StopSignal, *, until: int | None = None) -> Ended | None:
@@ -69,12 +71,14 @@ class Trainer:
             state.train_seconds += time.perf_counter() - began
             last, paused = state.step == self.schedule.num_steps, state.step == until
             if last or paused or state.step % self.run_config.log_every == 0:
+                self.whereabouts.at("logging (all-reduce of sums)", step=state.step)
                 self.journal.log(state)
             evaluation = self._evaluate() if self._is_evaluation_due(last) else None
             is_best = state.best.step == state.step
             ended = self._ended(last, stopped)
             due = not paused and self.checkpoints.is_due(state.step, is_best=is_best)
             if (ended or due) and not self.on_trial:
+                self.whereabouts.at("saving a checkpoint (gathers)", step=state.step)
                 self.checkpoints.save(evaluation)
             if ended:
                 self.checkpoints.wait()
@@ -84,13 +88,16 @@ class Trainer:
 
     def _train_step(self, stop: StopSignal) -> bool:
         """One optimizer step; returns whether some rank was asked to stop."""
+        self.whereabouts.at("loading data", step=self.state.step)
         factor = lr_factor(self.state.step, self.schedule)
         batches = [batch.to(self.engine.device) for batch in self.loader.next_step()]
         first = self.state.step * len(batches)
         losses = [self._micro_step(batch, first + place) for place, batch in enumerate(batches)]
+        self.whereabouts.at(BORDER)
         border = agree(losses, stop=stop.received, save_failed=self.checkpoints.save_failed)
         if border.save_failed:
             self.checkpoints.wait()  # raises on every rank
+        self.whereabouts.at(UPDATE)
         if border.finite:
             result = self.engine.step(factor)
         elif self.run_config.on_nonfinite == "stop":
@@ -105,8 +112,10 @@ class Trainer:
         return border.stop
 
     def _micro_step(self, batch: TaskBatch, index: int) -> LossBreakdown:
+        self.whereabouts.at(FORWARD)
         output = self.engine(batch) if self.alignment is None else self.engine(batch, self.alignment.comparisons(index))
         losses = self.objective(output, batch)
+        self.whereabouts.at(BACKWARD)
         self.engine.backward(losses.total)
         self.journal.count(output)
         # The graph would keep every activation of the micro-batch alive until the end of the step.
@@ -128,6 +137,7 @@ class Trainer:
             )
 
     def _evaluate(self) -> Evaluation:
+        self.whereabouts.at("evaluation (gathers)", step=self.state.step)
         evaluation = self.evaluate("validation")
         is_best = self.state.best.update(evaluation.macro, self.state.step)
         self.journal.evaluated(evaluation, self.state.step, is_best=is_best)

@@ -21,6 +21,7 @@ from distmoe.moe.statistics import RoutingStatistics
 from distmoe.parallel import process_groups
 from distmoe.parallel.env import RankEnv
 from distmoe.parallel.placement import Placement
+from distmoe.parallel.watch.whereabouts import Whereabouts
 from distmoe.structure.frontier import advance
 from distmoe.structure.plan import MergePlan
 from distmoe.training.agreement import Agreement, is_distributed
@@ -97,6 +98,7 @@ class Workshop:
     saver: Saver
     agreement: Agreement
     env: RankEnv
+    whereabouts: Whereabouts
 
     def rebuild(
         self,
@@ -195,7 +197,7 @@ class Workshop:
 
     def host(self, plan: Plan, placement: Placement) -> Hosted:
         """Model, process groups and engine."""
-        return host_model(self.config, plan, placement, self.agreement)
+        return host_model(self.config, plan, placement, self.agreement, self.whereabouts)
 
     def outlets(self) -> Outlets:
         """Opens the run's sinks; once, after the folder is claimed."""
@@ -268,6 +270,7 @@ class Workshop:
             schedule=config.schedule,
             state=state,
             alignment=alignment,
+            whereabouts=self.whereabouts,
             on_trial=on_trial,
         )
         return Run(

@@ -36,6 +36,10 @@ elif action == "fail":  # RANK CODE: one rank fails while the others wait
     if rank == int(rest[0]):
         sys.exit(int(rest[1]))
     time.sleep(120)
+elif action == "fail-once":  # CODE: and end well after a restart
+    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        sys.exit(int(rest[0]))
+    say("ended")
 elif action == "fail-when-asked":
     say("ready")
     while not asked:

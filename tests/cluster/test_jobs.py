@@ -54,6 +54,30 @@ def test_a_job_that_fails_after_a_warning_is_not_started_again(nodes: Nodes, tmp
     assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "7:0", "0"), text(out)
 
 
+def test_a_job_that_fails_is_started_again_where_that_is_allowed(nodes: Nodes, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    job = nodes.submit("train.sbatch", "fail-once", "7", out=out, DISTMOE_RESTARTS="1", DISTMOE_PAUSE="1", **PYTHON)
+    facts = nodes.wait(job, seconds=180)
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), text(out)
+    assert "restart: the ranks ended with code 7; start 1 of 1 again in 1 s" in text(out)
+
+
+def test_a_job_that_is_refused_is_never_started_again(nodes: Nodes, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    job = nodes.submit("train.sbatch", "fail-once", "2", out=out, DISTMOE_RESTARTS="1", **PYTHON)
+    facts = nodes.wait(job, seconds=180)
+    assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "2:0", "0"), text(out)
+
+
+def test_tasks_that_are_not_one_rank_per_gpu_are_refused_in_four_lines(nodes: Nodes, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    job = nodes.submit("train.sbatch", "where", out=out, options=("--gpus-per-node=1",), **PYTHON)
+    facts = nodes.wait(job, seconds=120)
+    assert (facts["JobState"], facts["ExitCode"]) == ("FAILED", "2:0"), text(out)
+    assert "got:      2 tasks per node with 1 GPUs" in text(out)
+    assert "remedy:" in text(out)
+
+
 def test_a_sweep_gives_each_job_its_line(nodes: Nodes, tmp_path: Path) -> None:
     file = tmp_path / "sweep.txt"
     file.write_text("run.seed=0\nrun.seed=1 optimizer.lr=1e-3\n")

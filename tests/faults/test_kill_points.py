@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 SEED, NUM_POINTS, NUM_LAUNCHERS = 20, 50, 2
 
-SAVES: dict[str, tuple[str, ...]] = {"save": ()}
+SAVES: dict[str, tuple[str, ...]] = {"save": (), "async": ("checkpoint.asynchronous=true",)}
 """Ways of saving: name -> overrides. Each is struck at every instant below, and meets its share of the others."""
 
 _ALL, _FIRST = (0, 1), (0,)

@@ -85,6 +85,7 @@ def test_every_step_is_logged_once_although_trials_run_twice(whole: Path) -> Non
     assert steps[:4] == [2, 4, 6, 7]
 
 
+@pytest.mark.structural
 def test_a_run_killed_at_any_stage_equals_an_uninterrupted_one(whole: Path, tmp_path: Path) -> None:
     """Backward 6: in the arm without merges (steps 1-4 come first); then 5, from the checkpoint of step 4: in the arm
     with merges. Then in the save that ends the first phase, when its folder lacks only the name.

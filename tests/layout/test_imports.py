@@ -30,6 +30,7 @@ FLOORS = {
     "training": 7,
     "doctor": 8, "forecast": 8, "recipes": 8,
     "studies": 9, "train": 9,
+    "launch": 10,
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from distmoe.parallel.all_to_all import all_to_all, exchange_counts
+from distmoe.parallel.exchange_call import ExchangeObserver
 from distmoe.parallel.traffic import TrafficCounter
 
 
@@ -35,16 +36,25 @@ class Exchange:
         process_group: The block.
         tag: Name of the layer; the kind of message is appended (``layer3/tokens``).
         traffic: Exact bytes and messages.
+        task_groups: Task groups that the block hosts, for the observers.
+        observers: Who is told of every exchange.
     """
 
     process_group: ProcessGroup
     tag: str
     traffic: TrafficCounter | None = None
+    task_groups: tuple[int, ...] = ()
+    observers: tuple[ExchangeObserver, ...] = ()
 
     def counts(self, counts_PX: Tensor) -> Tensor:
         """Row ``p`` to rank ``p``; row ``p`` of the result came from it."""
         return exchange_counts(
-            counts_PX, process_group=self.process_group, traffic=self.traffic, tag=f"{self.tag}/counts"
+            counts_PX,
+            process_group=self.process_group,
+            traffic=self.traffic,
+            tag=f"{self.tag}/counts",
+            task_groups=self.task_groups,
+            observers=self.observers,
         )
 
     def rows(self, rows: Tensor, splits: Splits, kind: str) -> Tensor:
@@ -56,6 +66,8 @@ class Exchange:
             process_group=self.process_group,
             traffic=self.traffic,
             tag=f"{self.tag}/{kind}",
+            task_groups=self.task_groups,
+            observers=self.observers,
         )
 
 
