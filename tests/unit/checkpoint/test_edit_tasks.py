@@ -68,6 +68,23 @@ def test_what_the_other_tasks_compute_does_not_change_by_a_bit(
     assert all(torch.equal(a, b) for a, b in zip(before, _logits(again, (0, 1, 2)), strict=True))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"experts_per_task": 2}, r"counted by its tasks[\s\S]*experts_per_task=2"),
+        ({"unit": "block", "experts_per_task_group": 1}, r"whole layers per task group[\s\S]*unit=block"),
+    ],
+)
+def test_models_whose_routed_layers_depend_on_their_tasks_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    old = _checkpoint(tmp_path / "run", **changes)
+    for edit in (lambda: _add(old, tmp_path / "out"), lambda: remove_task(old, tmp_path / "out", "mood")):
+        with pytest.raises(CheckpointError, match=message):
+            edit()
+    assert not (tmp_path / "out").exists()
+
+
 def test_generators_of_one_more_task_embedding_round_otherwise(tmp_path: Path) -> None:
     """No number that an old task reads has changed, but a matrix product of four rows rounds unlike one of three."""
     old = _checkpoint(tmp_path / "run", conditioned="linear")

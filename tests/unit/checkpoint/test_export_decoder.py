@@ -45,7 +45,7 @@ STOCK: dict[str, tuple[ModelConfig, str]] = {
         "LlamaForCausalLM",
     ),
     "task gate, per-task heads": (
-        decoder_config(routed("task"), decoder=DecoderConfig(num_kv_heads=2, head="per_task")),
+        decoder_config(routed("task", experts_per_task=2), decoder=DecoderConfig(num_kv_heads=2, head="per_task")),
         "LlamaForCausalLM",
     ),
     "fixed gate, two halves": (
@@ -79,7 +79,10 @@ STOCK: dict[str, tuple[ModelConfig, str]] = {
     ),
 }
 OWN_CODE: dict[str, tuple[ModelConfig, str]] = {
-    "hybrid gate": (decoder_config(routed("hybrid"), decoder=PLAIN), "gate hybrid at layers 0, 1 is more than one"),
+    "hybrid gate, pools of two sizes": (
+        decoder_config(routed("hybrid", experts_per_task=2), decoder=PLAIN),
+        "gate hybrid at layers 0, 1 is more than one",
+    ),
     "mlp router": (
         decoder_config(routed(gate_config("task_embedding")), decoder=PLAIN),
         "gate task_embedding at layers 0, 1 is more than one",
@@ -142,9 +145,14 @@ SOME = (
     "biases, yarn",
     "per-task routers, two experts, window",
     "token gate in one layer, raw weights",
-    "hybrid gate",
+    "hybrid gate, pools of two sizes",
 )
-WHOLE = ("task gate, per-task heads", "hybrid gate", "biases, yarn", "per-task routers, two experts, window")
+WHOLE = (
+    "task gate, per-task heads",
+    "hybrid gate, pools of two sizes",
+    "biases, yarn",
+    "per-task routers, two experts, window",
+)
 
 
 @pytest.mark.parametrize(

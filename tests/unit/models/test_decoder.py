@@ -112,6 +112,7 @@ def test_parameters_have_their_roles() -> None:
     ("config", "message"),
     [
         (decoder_config(moe_config("sequence")), r"gate reads the mean over all tokens[\s\S]*kind=sequence"),
+        (decoder_config(moe_config(unit="block", experts_per_task_group=1)), "whole layers[\\s\\S]*unit=block"),
         (decoder_config(conditional=ConditionalConfig()), "task-conditioned modules belong to encoders"),
         (decoder_config(decoder=DecoderConfig(num_kv_heads=3)), "num_heads 4, num_kv_heads 3"),
         (decoder_config(decoder=DecoderConfig(head_size=5)), r"pairs of coordinates[\s\S]*head_size 5"),

@@ -142,6 +142,14 @@ def test_a_placeholder_passes_through_all_layers() -> None:
         ({"freeze": [1], "conditional": None}, 0),
         ({"conditional": ConditionalConfig()}, 0),  # the alignment acts on the embeddings
         ({"moe": moe_config("fixed", layers="all"), "conditional": None}, 0),
+        (
+            {
+                "moe": moe_config(layers=[1], unit="block", experts_per_task_group=1),
+                "freeze": [0, 1],
+                "conditional": None,
+            },
+            1,
+        ),
     ],
 )
 def test_the_trunk_is_what_neither_learns_nor_is_conditioned_nor_routed(changes: dict[str, Any], depth: int) -> None:
