@@ -152,12 +152,14 @@ class Workshop:
         return run
 
     def prepare(self, run: Run, pending: Pending) -> Makings:
-        """What the joined layers of all plans on trial are made with, from the model before them. Collective."""
+        """What the joined layers of the plans are made with, from the model before them. Collective."""
         learn, engine = self.config.structure.learn, run.trainer.engine
-        plan, merges = pending.plans[-1], tuple(sorted(set(pending.merges)))
         assert learn is not None, "structural learning without options"
         assert self.probe is not None, "structural learning without a probe set"
         assert isinstance(run.model, MultiTaskEncoder), "structural learning joins layers of encoders"
+        plan = pending.plans[-1]
+        # Without a trial the last plan is the only one that is made.
+        merges = tuple(sorted(set(pending.merges if learn.trial_steps else plan.merges)))
         engine.eval_mode()
         try:
             if learn.amalgamation is not None:

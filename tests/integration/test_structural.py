@@ -144,8 +144,8 @@ def test_task_groups_pool_their_experts_and_merge_them_beyond_a_limit(tmp_path: 
 
 WHOLE = ("model.moe.unit=block", "model.dropout=0", "model.attention_dropout=0")
 PAPER = (
-    "structure.learn={task_steps: [4, 3], trial_steps: 0, threshold: 0.6, probe_examples: 64, alignment_examples: 16, "
-    "amalgamation: {steps: [3, 2], batch_size: 16}}"
+    "structure.learn={task_steps: [4, 3], trial_steps: 0, similarity: cka, threshold: 0.6, probe_examples: 64, "
+    "alignment_examples: 16, amalgamation: {steps: [3, 2], batch_size: 16}}"
 )
 
 
