@@ -62,7 +62,7 @@ test-slow: venv  ## The tests that take minutes
 test-reshard: venv  ## Checkpoints between all arrangements of ranks, as a table
 	$(BIN)/python -m pytest -m reshard -s tests/reshard $(ARGS)
 
-test-faults: venv  ## Runs killed at fifty instants, checkpoints damaged in every way, as tables
+test-faults: venv  ## Runs killed at 64 instants, checkpoints damaged in every way, as tables
 	$(BIN)/python -m pytest -m faults -s tests/faults $(ARGS)
 
 test-cluster: venv  ## The batch scripts on a real Slurm of three nodes, on this machine (root; Debian's packages)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -79,22 +80,21 @@ class ShardWriter(FileSystemWriter):
 
 
 class ShardReader(FileSystemReader):
-    """Reads what :class:`ShardWriter` wrote; never unpickles an index."""
+    """Reads what :class:`ShardWriter` wrote; never unpickles an index.
+
+    Raises:
+        CheckpointError: As :func:`read_index`.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._folder = Path(folder)
+        self._entries = read_index(Path(folder))  # here: DCP would turn the error into one of its own
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        """Returns DCP's metadata, built from the index.
-
-        Raises:
-            CheckpointError: If the index is missing, damaged, of a newer format, or points outside its folder.
-        """
-        entries = read_index(self._folder)
+        """Returns DCP's metadata, built from the index."""
         places = {}
         tensors: dict[str, Any] = {}
-        for key, entry in entries.items():
+        for key, entry in self._entries.items():
             chunks = []
             for chunk in entry["chunks"]:
                 offset = torch.Size(chunk["offset"])
@@ -109,7 +109,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     """Returns the entries of a shard folder's index, checked.
 
     Raises:
-        CheckpointError: As :meth:`ShardReader.read_metadata`.
+        CheckpointError: If the index is missing, damaged, of a newer format, points outside its folder, or lacks a
+            piece of a tensor, which would keep the values it had before.
     """
     path = folder / INDEX_NAME
     try:
@@ -148,6 +149,14 @@ def _check_entry(path: Path, key: str, entry: dict[str, Any]) -> None:
             )
         if not len(chunk["offset"]) == len(chunk["size"]) == len(entry["size"]):
             raise ValueError(f"{key}: a chunk with another number of dimensions")
+    found, expected = sum(prod(chunk["size"]) for chunk in entry["chunks"]), prod(entry["size"])
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: {key} is not complete",
+            got=f"chunks of {found:,} elements",
+            expected=f"{expected:,} elements",
+            remedy="resume from another checkpoint of the run",
+        )
 
 
 def write_json(path: Path, value: object) -> None:

@@ -104,7 +104,7 @@ DAMAGES: dict[Callable[[Path], None], str] = {
     truncated: r"is damaged\n.*__1_0\.distcp has \d+ bytes instead of \d+",
     bit_flipped: r"is damaged\n.*__1_0\.distcp has another SHA-256",
     missing_chunk_file: r"is damaged\n.*__1_0\.distcp is missing",
-    missing_chunk_in_the_index: r"chunk|elements|cannot be read",
+    missing_chunk_in_the_index: r"is not complete\n.*elements",
     manifest_of_another_step: r"is damaged\n.*(SHA-256|bytes instead of)",
     manifest_cut_short: r"manifest\.json is damaged",
     pickle_in_place_of_a_tensor: r"cannot be read\n.*something else than a tensor, which was not unpickled",

@@ -1,4 +1,4 @@
-"""Fifty instants at which ranks are killed: the last complete checkpoint loads, the resumed run is as if never killed.
+"""Instants at which ranks are killed: the last complete checkpoint loads, the resumed run is as if never killed.
 
 ``make test-faults`` prints the table. Which instants, ranks and counts is drawn once from a seed, so that a row can be
 run again by its name (``make test-faults ARGS="-k 'save-17'"``); when a signal from outside meets the run varies with
@@ -33,7 +33,7 @@ from tests.integration.commands import TRAIN, environment, free_port, metrics
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
-SEED, NUM_POINTS, NUM_LAUNCHERS = 20, 50, 2
+SEED, NUM_OUTSIDE, NUM_LAUNCHERS = 20, 10, 2
 
 SAVES: dict[str, tuple[str, ...]] = {"save": (), "async": ("checkpoint.asynchronous=true",)}
 """Ways of saving: name -> overrides. Each is struck at every instant below, and meets its share of the others."""
@@ -86,8 +86,7 @@ def draw_points() -> list[Point]:
                 count = 1 + turn * 2 + rng.randrange(3)  # of twelve saves; removals begin with the third
                 name = f"{saving}-{len(points) + 1}"
                 points.append(Point(name, saving, instant, (rng.choice(ranks),), replace(strike, count=count)))
-    outside = max(NUM_POINTS - len(points), 10)
-    for index in range(outside):
+    for index in range(NUM_OUTSIDE):
         saving = list(SAVES)[index % len(SAVES)]
         fraction = rng.uniform(0.1, 0.95)
         if index < NUM_LAUNCHERS:

@@ -168,6 +168,16 @@ def test_an_index_that_points_outside_is_refused(tmp_path: Path) -> None:
         read_weights(folder)
 
 
+def test_an_index_without_a_piece_of_a_tensor_is_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path)
+    path = folder / "shards" / INDEX_NAME
+    index = json.loads(path.read_text())
+    index["entries"]["fp32/w"]["chunks"].pop()
+    path.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"fp32/w is not complete\n  got:      chunks of \d+ elements"):
+        read_weights(folder)
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_pickle_in_place_of_a_tensor_does_not_run(tmp_path: Path) -> None:
     class Payload:
