@@ -205,7 +205,7 @@ def load_elsewhere(rank: int, folder: str, case: Case) -> tuple[list[float], lis
     ("saved", "case"),
     [
         (ZERO1_EP2, _case("one", num_ranks=1, accumulation=2)),
-        (ZERO3, _case("four", num_ranks=4, ep_size=2, accumulation=2)),
+        pytest.param(ZERO3, _case("four", num_ranks=4, ep_size=2, accumulation=2), marks=pytest.mark.slow),
     ],
     ids=["2 ranks to 1", "2 ranks to 4"],
 )

@@ -182,6 +182,7 @@ def test_a_run_killed_in_a_phase_of_the_paper_equals_an_uninterrupted_one(tmp_pa
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.structural
 def test_merges_that_are_not_kept_are_banned_and_training_goes_back(tmp_path: Path) -> None:
     """With no tolerance at all, of a whole frontier and its task groups one loses, by however little."""
     ended = train(
@@ -206,6 +207,7 @@ def test_merges_that_are_not_kept_are_banned_and_training_goes_back(tmp_path: Pa
     assert record["steps_worth"] > 0
 
 
+@pytest.mark.structural
 def test_two_ranks_learn_the_same_tree_with_the_same_losses_as_one(tmp_path: Path) -> None:
     """Without dropout, whose noise differs by rank: before, through and after both structural phases."""
     calm = ("model.dropout=0", "model.attention_dropout=0")

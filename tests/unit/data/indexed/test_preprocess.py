@@ -49,6 +49,7 @@ def test_two_processes_write_what_one_writes(job, tmp_path):
         assert (tmp_path / f"two{suffix}").read_bytes() == (tmp_path / f"set{suffix}").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_call_goes_on_with_the_parts_that_are_missing(job, tmp_path, monkeypatch):
     preprocess(replace(job, prefix=tmp_path / "whole"))
     write, written = module._write_part, []
@@ -75,6 +76,7 @@ def test_a_killed_call_goes_on_with_the_parts_that_are_missing(job, tmp_path, mo
     assert written == [3, 4, 5, 6, 7]
 
 
+@pytest.mark.slow
 def test_a_set_of_other_inputs_is_not_overwritten(job):
     preprocess(job)
     other = replace(job, part_documents=5)
