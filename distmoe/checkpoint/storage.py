@@ -83,12 +83,12 @@ class ShardReader(FileSystemReader):
     """Reads what :class:`ShardWriter` wrote; never unpickles an index.
 
     Raises:
-        CheckpointError: As :func:`read_index`.
+        CheckpointError: As :func:`read_whole_index`.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._entries = read_index(Path(folder))  # here: DCP would turn the error into one of its own
+        self._entries = read_whole_index(Path(folder))  # here: DCP would turn the error into one of its own
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         """Returns DCP's metadata, built from the index."""
@@ -109,8 +109,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     """Returns the entries of a shard folder's index, checked.
 
     Raises:
-        CheckpointError: If the index is missing, damaged, of a newer format, points outside its folder, or lacks a
-            piece of a tensor, which would keep the values it had before.
+        CheckpointError: If the index is missing, damaged, of a newer format, or points outside its folder.
     """
     path = folder / INDEX_NAME
     try:
@@ -135,6 +134,25 @@ def read_index(folder: Path) -> dict[str, Any]:
     return entries  # type: ignore[no-any-return]
 
 
+def read_whole_index(folder: Path) -> dict[str, Any]:
+    """As :func:`read_index`, of a shard folder to load from.
+
+    Raises:
+        CheckpointError: Also if a tensor lacks a piece, which would keep the values that it had before.
+    """
+    entries = read_index(folder)
+    for key, entry in entries.items():
+        found, expected = sum(prod(chunk["size"]) for chunk in entry["chunks"]), prod(entry["size"])
+        if found != expected:
+            raise CheckpointError(
+                f"{folder / INDEX_NAME}: {key} is not complete",
+                got=f"chunks of {found:,} elements",
+                expected=f"{expected:,} elements",
+                remedy="resume from another checkpoint of the run",
+            )
+    return entries
+
+
 def _check_entry(path: Path, key: str, entry: dict[str, Any]) -> None:
     if entry["dtype"] not in _DTYPES:
         raise ValueError(f"{key}: unknown type {entry['dtype']!r}")
@@ -149,14 +167,6 @@ def _check_entry(path: Path, key: str, entry: dict[str, Any]) -> None:
             )
         if not len(chunk["offset"]) == len(chunk["size"]) == len(entry["size"]):
             raise ValueError(f"{key}: a chunk with another number of dimensions")
-    found, expected = sum(prod(chunk["size"]) for chunk in entry["chunks"]), prod(entry["size"])
-    if found != expected:
-        raise CheckpointError(
-            f"{path}: {key} is not complete",
-            got=f"chunks of {found:,} elements",
-            expected=f"{expected:,} elements",
-            remedy="resume from another checkpoint of the run",
-        )
 
 
 def write_json(path: Path, value: object) -> None:

@@ -31,7 +31,7 @@ from distmoe.checkpoint.folders import best, clean, latest, prune, steps
 from distmoe.checkpoint.fragments import Fragment, state_dict_of
 from distmoe.checkpoint.manifest import FileRecord, Manifest, damage, read_manifest, record_file
 from distmoe.checkpoint.rank_state import RankState, read_rank_state, write_rank_state
-from distmoe.checkpoint.storage import INDEX_NAME, ShardReader, ShardWriter, read_index, sync_folder, write_json
+from distmoe.checkpoint.storage import INDEX_NAME, ShardReader, ShardWriter, read_whole_index, sync_folder, write_json
 from distmoe.checkpoint.together import number_of_ranks, rank_of_process, together
 from distmoe.errors import CheckpointError, DistmoeError
 from distmoe.tasks import TaskGrouping, TaskSet
@@ -167,7 +167,7 @@ def _check(folder: Path, tasks: TaskSet, grouping: TaskGrouping | None, checksum
                 remedy="resume from another checkpoint of the run",
             )
     if rank_of_process() == 0:
-        read_index(folder / SHARDS)
+        read_whole_index(folder / SHARDS)
     return manifest
 
 
