@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -40,10 +40,8 @@ from distmoe.training.run_folder import RunFolder
 from distmoe.training.selection import BestScore
 from distmoe.training.state import TrainerState
 from distmoe.training.structural.alignment import AlignmentTerm
-from distmoe.training.structural.amalgamation import Amalgamation, CreatedLayer
-from distmoe.training.structural.grams import MemberGrams, member_grams
+from distmoe.training.structural.makings import Makings
 from distmoe.training.structural.probe import ProbeSet
-from distmoe.training.structural.state import Pending
 from distmoe.training.trainer import Trainer
 from distmoe.training.uncertainty import Scorer, UncertaintyLoader
 from distmoe.training.window import LossWindow
@@ -71,19 +69,6 @@ class Run:
         self.checkpoints.wait()
         self.trainer.engine.destroy()
         self.process_groups.destroy()
-
-
-@dataclass(frozen=True)
-class Makings:
-    """What joined layers are made with, besides the members' weights and moments.
-
-    Attributes:
-        grams: What the members saw, for a mean by least squares.
-        layers: Layers that learned to stand in for their members.
-    """
-
-    grams: MemberGrams = field(default_factory=dict)
-    layers: tuple[CreatedLayer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,44 +135,6 @@ class Workshop:
             # Scores of another structure are no measure for this one, and its checkpoints cannot be loaded into it.
             run.state.best = BestScore(patience=self.config.run.early_stop)
         return run
-
-    def prepare(self, run: Run, pending: Pending) -> Makings:
-        """What the joined layers of the plans are made with, from the model before them. Collective."""
-        learn, engine = self.config.structure.learn, run.trainer.engine
-        assert learn is not None, "structural learning without options"
-        assert self.probe is not None, "structural learning without a probe set"
-        assert isinstance(run.model, MultiTaskEncoder), "structural learning joins layers of encoders"
-        plan = pending.plans[-1]
-        # Without a trial the last plan is the only one that is made.
-        merges = tuple(sorted(set(pending.merges if learn.trial_steps else plan.merges)))
-        engine.eval_mode()
-        try:
-            if learn.amalgamation is not None:
-                amalgamation = Amalgamation(
-                    model=run.model,
-                    config=self.config.model,
-                    options=learn.amalgamation,
-                    probe=self.probe,
-                    model_layers=self.plan.routed_layers,
-                    seed=self.config.run.seed,
-                    device=engine.device,
-                )
-                return Makings(layers=amalgamation.create(plan.before, merges, version=plan.version))
-            if learn.mean == "least_squares" and merges:
-                grams = member_grams(
-                    run.model,
-                    plan.before,
-                    merges,
-                    probe=self.probe,
-                    model_layers=self.plan.routed_layers,
-                    rank=self.env.rank,
-                    num_ranks=self.env.world_size,
-                    device=engine.device,
-                )
-                return Makings(grams=grams)
-            return Makings()
-        finally:
-            engine.train_mode()
 
     def loads(self) -> tuple[int, ...]:
         """Tokens of each task per million examples of the mixture: what its share of a merge is proportional to."""

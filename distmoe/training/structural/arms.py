@@ -16,8 +16,9 @@ from distmoe.training.structural.state import Pending
 from distmoe.training.structural.trial import Outcome
 
 if TYPE_CHECKING:
+    from distmoe.training.structural.makings import Makings
     from distmoe.training.trainer import Ended
-    from distmoe.training.workshop import Makings, Run, Workshop
+    from distmoe.training.workshop import Run, Workshop
 
 
 @dataclass(frozen=True)

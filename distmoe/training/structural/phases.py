@@ -28,6 +28,7 @@ from distmoe.training.agreement import is_distributed
 from distmoe.training.journal import Outlets
 from distmoe.training.stop_signal import StopSignal
 from distmoe.training.structural.arms import try_plans
+from distmoe.training.structural.makings import prepare
 from distmoe.training.structural.similarity import Comparer
 from distmoe.training.structural.state import Pending, StructureState
 from distmoe.training.structural.trial import Cost, Rule, Verdict, judge
@@ -77,7 +78,7 @@ def _structural_phase(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[R
     checkpoint = workshop.folder.checkpoints / f"step_{step}"
     parameters, outlets = run.parameters, run.journal.outlets
     verdicts: tuple[Verdict, ...] = ()
-    makings = workshop.prepare(run, pending)
+    makings = prepare(workshop, run, pending)
     if pending.merges:
         outlets.progress.say(_spell_plans(pending, step))
         tried = try_plans(
