@@ -78,7 +78,13 @@ def run(arguments: argparse.Namespace) -> int:
     lines = [
         *text.heading(workload, cluster, precision),
         *text.placement_table(workload, cluster, found.placement),
-        *text.memory_table(workload, found.placement, precision=precision, micro_batch=found.micro_batch),
+        *text.memory_table(
+            workload,
+            found.placement,
+            precision=precision,
+            micro_batch=found.micro_batch,
+            accumulation=found.accumulation,
+        ),
         *text.traffic_table(workload, cluster, found),
         *text.time_lines(found),
         *text.caution_lines(workload, cluster, found),

@@ -97,7 +97,7 @@ def forecast(workload: Workload, cluster: Cluster, choice: Choice) -> Forecast:
         (
             memory_on(
                 workload, placement, rank, stage=choice.stage, precision=choice.precision, micro_batch=micro_batch,
-                fp32_accumulation=choice.fp32_accumulation,
+                accumulation=accumulation, fp32_accumulation=choice.fp32_accumulation,
             )
             for rank in range(0, ranks, choice.ep_size)
         ),

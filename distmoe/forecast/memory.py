@@ -20,7 +20,8 @@ class Memory:
 
     Attributes:
         weights: As the model computes with them.
-        gradients: Until the optimizer step.
+        gradients: Until the optimizer step. Under ZeRO-1 and 2, without accumulation, they arise where activations are
+            freed: what counts is by how much they exceed these.
         master: fp32 copies that the optimizer updates.
         moments: Of AdamW, fp32.
         activations: Kept for backward, of one micro-batch.
@@ -55,7 +56,7 @@ def parameters_on(workload: Workload, placement: Placement, rank: int) -> int:
     return workload.replicated + held * workload.expert
 
 
-def activation_bytes(workload: Workload, *, micro_batch: int, element: int) -> float:
+def activation_bytes(workload: Workload, *, micro_batch: int, element: int, device_type: str = "cuda") -> float:
     """Bytes kept for backward by one micro-batch with full-length examples.
 
     Per token and layer, in numbers: packed queries, keys and values 3 D, attention's output D (joining its heads is a
@@ -64,12 +65,19 @@ def activation_bytes(workload: Workload, *, micro_batch: int, element: int) -> f
     recomputed), K D rows to the experts and K D from them, fp32 logits and a mask of E experts, three indices per
     choice. Dropout keeps one byte per number, twice. With recomputation a layer keeps its input and what the all-to-all
     brought, and one layer at a time is whole.
+
+    On a CPU, as soon as anything is dropped, attention is not one kernel: instead of the packed numbers it keeps fp32
+    copies of queries, keys and values and three times its H weights per pair of tokens, and masks are of the numbers'
+    own type.
     """
     shape = workload.shape
     tokens = micro_batch * workload.length
     width, routed, k = shape.hidden_size, len(workload.routed_layers), workload.top_k
-    masks = 2 * width if workload.dropout else 0
+    on_cpu = device_type == "cpu" and workload.dropout
+    masks = 2 * width * (element if on_cpu else 1) if workload.dropout else 0
     common = 8 * width * element + 4 * (4 + shape.num_heads) + masks
+    if on_cpu:
+        common += 3 * (4 * (width + shape.num_heads * workload.length) - width * element)
     dense = common + 2 * shape.intermediate_size * element
     sparse = common + k * (workload.expert_width + 2 * width) * element + 5 * workload.num_experts + 3 * 8 * k
     embeddings = 2 * width * element + masks / 2
@@ -87,8 +95,10 @@ def memory_on(
     stage: int,
     precision: str,
     micro_batch: int,
+    accumulation: int = 1,
     fp32_accumulation: bool = True,
     bucket: int = _BUCKET,
+    device_type: str = "cuda",
 ) -> Memory:
     """Bytes of ``rank``.
 
@@ -99,8 +109,10 @@ def memory_on(
         stage: ZeRO stage.
         precision: fp32, bf16 or fp16.
         micro_batch: Examples per forward pass.
+        accumulation: Forward passes per step.
         fp32_accumulation: Whether micro-batches are added up in fp32.
         bucket: Elements of ``zero_optimization.reduce_bucket_size``.
+        device_type: cuda or cpu; see :func:`activation_bytes`.
     """
     element = 4 if precision == "fp32" else 2
     ranks = placement.num_ranks
@@ -110,16 +122,18 @@ def memory_on(
         count * workload.expert / copies for count, copies in experts_on(workload, placement, rank)
     )
     owned = held if stage == 0 else cut
+    activations = activation_bytes(workload, micro_batch=micro_batch, element=element, device_type=device_type)
     weights, gradients, buffers = float(held * element), float(held * element), 0.0
     bf16_optimizer = stage == 1 and precision == "bf16" and fp32_accumulation
     if bf16_optimizer:
         gradients += held * 4  # DeepSpeed's BF16_Optimizer keeps every gradient in fp32 beside the model's own
     elif stage in (1, 2):
         # A gradient moves into the reduction bucket as soon as it exists; kept is the fp32 mean of the rank's own part.
-        gradients = cut * 4 + (0 if stage == 1 else element * _largest_layer(workload))
+        gradients = cut * 4 if accumulation > 1 else max(0.0, cut * 4 - activations)
+        gradients += 0 if stage == 1 else element * largest_layer_on(workload, placement, rank)
         buffers = bucket * (4 if precision == "fp32" or stage == 1 else 2)
     elif stage == 3:
-        live = 2 * _largest_layer(workload)  # the layer at work and the one fetched ahead
+        live = 2 * largest_layer_on(workload, placement, rank)  # the layer at work and the one fetched ahead
         weights, gradients = cut * element, cut * 4
         buffers = (live + min(bucket, held)) * element
     master = 0.0 if stage == 0 else 4 * cut
@@ -128,12 +142,13 @@ def memory_on(
         gradients=gradients,
         master=master,
         moments=8 * owned,
-        activations=activation_bytes(workload, micro_batch=micro_batch, element=element),
+        activations=activations,
         buffers=buffers,
     )
 
 
-def _largest_layer(workload: Workload) -> float:
-    layer = (workload.replicated - workload.lookup) / workload.shape.num_layers
-    experts = workload.num_experts * workload.expert if workload.routed_layers else 0
+def largest_layer_on(workload: Workload, placement: Placement, rank: int) -> int:
+    """Parameters of the rank's largest layer before ZeRO cuts anything; the embeddings count as one."""
+    layer = (workload.replicated - workload.lookup) // workload.shape.num_layers
+    experts = max((count for count, _ in experts_on(workload, placement, rank)), default=0) * workload.expert
     return max(layer + experts, workload.lookup)

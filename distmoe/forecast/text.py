@@ -45,17 +45,22 @@ def placement_table(workload: Workload, cluster: Cluster, placement: Placement) 
     return lines
 
 
-def memory_table(workload: Workload, placement: Placement, *, precision: str, micro_batch: int) -> list[str]:
+def memory_table(
+    workload: Workload, placement: Placement, *, precision: str, micro_batch: int, accumulation: int
+) -> list[str]:
     """GiB of the fullest rank, by part and ZeRO stage."""
     lines = ["memory of the fullest rank, GiB:", "  ZeRO " + "".join(f"{part:>13}" for part in (*_PARTS, "total"))]
     for stage in (0, 1, 2, 3):
         fullest = max(
             (
-                memory_on(workload, placement, rank, stage=stage, precision=precision, micro_batch=micro_batch)
+                memory_on(
+                    workload, placement, rank, stage=stage, precision=precision, micro_batch=micro_batch,
+                    accumulation=accumulation,
+                )
                 for rank in range(0, placement.num_ranks, placement.ep_size)
             ),
             key=lambda one: one.total,
-        )
+        )  # fmt: skip
         values = [getattr(fullest, part) for part in _PARTS] + [fullest.total]
         lines.append(f"  {stage:>4} " + "".join(f"{value / GIB:>13.3f}" for value in values))
     return lines

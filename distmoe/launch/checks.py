@@ -73,7 +73,8 @@ def reachable(place: Hosts, config: RunConfig) -> Hosts:
     alive = [host for host, one in seen.items() if one.reached]
     for count in range(len(alive), 0, -1):
         slots = {host: place.slots[host] for host in alive[:count]}
-        master = place.master if place.master in slots else alive[0]
+        # The address is the first host's, under whatever name; a host takes its place under its own.
+        master = place.master if alive[0] == next(iter(place.slots)) else alive[0]
         smaller = Hosts(slots, master, None, place.ssh_port)
         try:
             check_environment(config, num_ranks=smaller.num_ranks)

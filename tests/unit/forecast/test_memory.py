@@ -11,6 +11,8 @@ from distmoe.parallel.process_groups import single_process
 from tests.unit.forecast.samples import config, workload
 from tests.unit.models.samples import make_batch
 
+DROPPED = ("model.dropout=0.1", "model.attention_dropout=0.1")
+
 
 def measured(*more: str) -> tuple[int, int, int]:
     """Bytes of weights, of what autograd keeps (each storage once), and of AdamW's moments, of one training step."""
@@ -41,11 +43,11 @@ def measured(*more: str) -> tuple[int, int, int]:
     return sum(parameter.nbytes for parameter in model.parameters()), sum(kept.values()), moments
 
 
-@pytest.mark.parametrize("more", [(), ("model.moe.top_k=2",), ("model.moe=null", "structure.grouping=one")])
+@pytest.mark.parametrize("more", [(), ("model.moe.top_k=2",), ("model.moe=null", "structure.grouping=one"), DROPPED])
 def test_a_prediction_for_one_process_is_what_a_step_keeps(more):
     found = workload(*more)
     placement = place(found.grouping, found.weights, num_ranks=1, ep_size=1, mode="colocated")
-    predicted = memory_on(found, placement, 0, stage=0, precision="fp32", micro_batch=16)
+    predicted = memory_on(found, placement, 0, stage=0, precision="fp32", micro_batch=16, device_type="cpu")
     weights, activations, moments = measured(*more)
     assert (predicted.weights, predicted.moments) == (weights, moments)
     assert predicted.activations == pytest.approx(activations, rel=0.1)
@@ -73,6 +75,21 @@ def test_zero_cuts_what_its_stage_says():
     assert sum(on(rank, 1).master for rank in range(4)) == pytest.approx(4 * found.total)
     assert sum(on(rank, 3).weights for rank in range(4)) == pytest.approx(2 * found.total)
     assert on(0, 0).master == 0
+
+
+def test_gradients_of_one_micro_batch_take_the_place_of_its_activations():
+    found = workload()
+    placement = place(found.grouping, found.weights, num_ranks=2, ep_size=1, mode="colocated")
+
+    def at(micro_batch: int, accumulation: int) -> Memory:
+        return memory_on(
+            found, placement, 0, stage=1, precision="fp32", micro_batch=micro_batch, accumulation=accumulation
+        )
+
+    shard = at(1, 2).gradients
+    assert shard == at(1, 2).master
+    assert at(1, 1).gradients == shard - at(1, 1).activations > 0
+    assert at(64, 1).gradients == 0
 
 
 def test_recomputation_and_smaller_batches_keep_less():
