@@ -129,9 +129,13 @@ def memory_on(
         gradients += held * 4  # DeepSpeed's BF16_Optimizer keeps every gradient in fp32 beside the model's own
     elif stage in (1, 2):
         # A gradient moves into the reduction bucket as soon as it exists; kept is the fp32 mean of the rank's own part.
-        gradients = cut * 4 if accumulation > 1 else max(0.0, cut * 4 - activations)
+        shard, number = cut * 4, 4 if precision == "fp32" or stage == 1 else 2
+        gradients = shard if accumulation > 1 else max(0.0, shard - activations)
         gradients += 0 if stage == 1 else element * largest_layer_on(workload, placement, rank)
-        buffers = bucket * (4 if precision == "fp32" or stage == 1 else 2)
+        buffers = bucket * number
+        if device_type == "cpu":  # where only pages that were written count: a layer's at first, all when none is left
+            buffers = min(bucket, largest_layer_on(workload, placement, rank)) * number
+            buffers = max(buffers, min(bucket, held) * number + shard - activations - gradients)
     elif stage == 3:
         live = 2 * largest_layer_on(workload, placement, rank)  # the layer at work and the one fetched ahead
         weights, gradients = cut * element, cut * 4

@@ -8,10 +8,9 @@
 Each rank is a process that trains a few steps. Counted is the growth of its resident memory from the moment before
 model and engine are built to the peak inside the steps after the first. Libraries grow as well (compiled kernels of
 each shape, communicators), tensors or not: by how much is what the same run grows with tensors of negligible width
-("runtime" in the table, beyond what is forecast for it), which is subtracted. The forecast is that of the same rank
-with three things adapted to a CPU: a reduction bucket counts as far as it is filled while activations are there (pages
-that nobody touched are not resident), drop-out costs more there, and every example is as long as the
-forecast assumes (``data.max_length`` is below the length of every text).
+("runtime" in the table, beyond what is forecast for it), which is subtracted. The forecast is that of a CPU, where a
+reduction bucket counts as far as it is written and drop-out keeps more; every example is as long as the forecast
+assumes (``data.max_length`` is below the length of every text).
 """
 
 from __future__ import annotations
@@ -109,7 +108,7 @@ def measure(folder: Path, overrides: list[str]) -> list[int]:
 def predict(overrides: list[str]) -> Any:
     """The forecast for rank 0, and its parts."""
     from distmoe.engine import ds_config
-    from distmoe.forecast.memory import largest_layer_on, memory_on
+    from distmoe.forecast.memory import memory_on
     from distmoe.forecast.workload import make_workload
     from distmoe.parallel.placement import place
     from distmoe.recipes.loader import resolve
@@ -128,8 +127,7 @@ def predict(overrides: list[str]) -> Any:
     )  # fmt: skip
     return memory_on(
         workload, placement, 0, stage=settings.stage, precision=settings.precision, micro_batch=micro,
-        accumulation=accumulation, fp32_accumulation=settings.accumulation_dtype == "fp32",
-        bucket=largest_layer_on(workload, placement, 0), device_type="cpu",
+        accumulation=accumulation, fp32_accumulation=settings.accumulation_dtype == "fp32", device_type="cpu",
     )  # fmt: skip
 
 
