@@ -74,7 +74,8 @@ class ConditionalAttentionBias(ConditionalModule):
             bias_BQS = self._spread(_of_rows(values_TRs, task_ids_B), length)[:, :num_queries]
         else:
             bias_BQS = _of_rows(self._spread(values_TRs, length)[:, :num_queries].to(dtype), task_ids_B)
-        # Added, not chosen by torch.where, which takes two to three times as long (CPU); the gradient at -inf is 0 behind a softmax.
+        # Added, not chosen by torch.where, which takes two to three times as long (CPU). Behind a softmax the gradient
+        # at -inf is 0 either way.
         forbidden_B11S = torch.zeros_like(mask_B11S, dtype=dtype).masked_fill_(~mask_B11S, float("-inf"))
         return bias_BQS.to(dtype).unsqueeze(1) + forbidden_B11S
 
