@@ -7,6 +7,7 @@ rank computes the choice of all ranks, keeps its part and forgets the pool (:met
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -234,31 +235,39 @@ class PoolLoader:
             if config.sampling.scope == "rank":
                 available //= num_ranks
             chosen = per_rank * (num_ranks if config.sampling.scope == "global" else 1)
-            names = ", ".join(tasks[task].name for task in host.tasks)
-            if available < chosen:
-                raise ConfigError(
-                    "uncertainty sampling would choose more examples than it has candidates",
-                    got=f"{available} candidates of {names} for {chosen} examples per step",
-                    expected=f"at least {chosen} candidates",
-                    remedy="raise data.sampling.candidates, or lower data.batch_size",
-                )
-            if config.sampling.quota * len(host.tasks) > chosen:
-                raise ConfigError(
-                    "the quotas of uncertainty sampling do not fit into a batch",
-                    got=f"data.sampling.quota={config.sampling.quota} for {len(host.tasks)} tasks ({names}), "
-                    f"{chosen} examples per choice",
-                    expected=f"data.sampling.quota <= {chosen // len(host.tasks)}",
-                    remedy="lower data.sampling.quota, or raise data.batch_size",
-                )
+            names = [tasks[task].name for task in host.tasks]
+            _check_choice(names, available=available, chosen=chosen, quota=config.sampling.quota)
+
+
+def _check_choice(names: Sequence[str], *, available: int, chosen: int, quota: int) -> None:
+    """Refuses a choice of ``chosen`` from ``available`` candidates of the named tasks that cannot be made."""
+    listed = ", ".join(names)
+    if available < chosen:
+        raise ConfigError(
+            "uncertainty sampling would choose more examples than it has candidates",
+            got=f"{available} candidates of {listed} for {chosen} examples per step",
+            expected=f"at least {chosen} candidates",
+            remedy="raise data.sampling.candidates, or lower data.batch_size",
+        )
+    if quota * len(names) > chosen:
+        raise ConfigError(
+            "the quotas of uncertainty sampling do not fit into a batch",
+            got=f"data.sampling.quota={quota} for {len(names)} tasks ({listed}), {chosen} examples per choice",
+            expected=f"data.sampling.quota <= {chosen // len(names)}",
+            remedy="lower data.sampling.quota, or raise data.batch_size",
+        )
 
 
 def check_uncertainty(config: DataConfig, tasks: TaskSet) -> None:
-    """Refuses tasks whose uncertainty is not defined.
+    """Refuses what cannot work however large the tasks and whatever the placement; needs no data.
 
     Raises:
         ConfigError: If a regression task declares no score, a score is outside 0 to 1, or is declared for a task that
-            is no regression of the run.
+            is no regression of the run; or if a batch is larger than all candidates, or smaller than all quotas.
     """
+    per_task = config.sampling.candidates or config.batch_size
+    names = [spec.name for spec in tasks]
+    _check_choice(names, available=per_task * len(names), chosen=config.batch_size, quota=config.sampling.quota)
     declared = config.sampling.regression_score
     regressions = [spec.name for spec in tasks if spec.is_regression]
     missing = [name for name in regressions if name not in declared]

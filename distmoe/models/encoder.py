@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from distmoe.data.batch import TaskBatch
 from distmoe.models.layer import EncoderLayer
 from distmoe.models.routed_layer import RoutedLayer
-from distmoe.moe.layer import RoutedFeedForward
 from distmoe.moe.routing import Routing, TokenContext
 from distmoe.nn.conditional.alignment import ConditionalAlignment
 from distmoe.nn.conditional.build import ConditionalParts
@@ -47,8 +46,16 @@ class Encoder(nn.Module):
         self.chain: PublishedChain | None = None if conditional is None else conditional.chain
         self.final_norm = final_norm
 
-    def forward(self, batch: TaskBatch, context: TokenContext) -> tuple[Tensor, tuple[Routing, ...]]:
-        """Returns hidden states ``[B, S, D]`` (meaningless at padding) and one routing per routed layer."""
+    def forward(
+        self, batch: TaskBatch, context: TokenContext, *, num_read: int | None = None
+    ) -> tuple[Tensor, tuple[Routing, ...]]:
+        """Returns hidden states ``[B, S, D]`` (meaningless at padding) and one routing per routed layer.
+
+        Args:
+            batch: Sequences.
+            context: Tasks and sequences of its real tokens.
+            num_read: Return the first ``num_read`` positions only; a dense last layer then computes no others.
+        """
         known_BSD = batch.trunk_BSD
         first = 0 if known_BSD is None else self.trunk_depth
         conditioning = None if self.conditioner is None else self.conditioner(batch.task_ids_B, batch.example_ids_B)
@@ -56,14 +63,19 @@ class Encoder(nn.Module):
         mask_B11S = batch.attention_mask_BS[:, None, None, :]
         routings: list[Routing] = []
         states_BSD: list[Tensor] = []
+        # Keys and values of all positions reach the last layer; what it makes of others than are read reaches nothing.
+        short = self.layers[-1] if num_read is not None and self.chain is None and _is_dense(self.layers[-1]) else None
         for layer in self.layers[first:]:
-            x_BSD, routing = layer(x_BSD, mask_B11S, batch.token_index_T, context, conditioning)
+            options = {"num_read": num_read} if layer is short else {}
+            x_BSD, routing = layer(x_BSD, mask_B11S, batch.token_index_T, context, conditioning, **options)
             if routing is not None:
                 routings.append(routing)
             if self.chain is not None:
                 states_BSD.append(x_BSD)
         if self.chain is not None:
             x_BSD = self.chain(states_BSD, conditioning)
+        if num_read is not None:
+            x_BSD = x_BSD[:, :num_read]
         return (x_BSD if self.final_norm is None else self.final_norm(x_BSD)), tuple(routings)
 
     @property
@@ -71,7 +83,7 @@ class Encoder(nn.Module):
         """Leading layers whose output on an example stays as it is: frozen, dense, not conditioned; 0 without any."""
         if _learns(self.embeddings) or self.alignment is not None or self.chain is not None:
             return 0
-        changing = (_learns(layer) or _is_routed(layer) for layer in self.layers)
+        changing = (_learns(layer) or not _is_dense(layer) for layer in self.layers)
         return next((index for index, changes in enumerate(changing) if changes), len(self.layers))
 
     def trunk(self, batch: TaskBatch, context: TokenContext) -> Tensor:
@@ -86,8 +98,8 @@ class Encoder(nn.Module):
         return x_BSD if self.alignment is None else self.alignment(x_BSD, conditioning)
 
 
-def _is_routed(layer: nn.Module) -> bool:
-    return isinstance(layer, RoutedLayer) or isinstance(layer.feed_forward, RoutedFeedForward)
+def _is_dense(layer: nn.Module) -> bool:
+    return isinstance(layer, EncoderLayer) and layer.is_dense
 
 
 def _learns(module: nn.Module) -> bool:

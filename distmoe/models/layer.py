@@ -70,6 +70,8 @@ class EncoderLayer(nn.Module):
         token_index_T: Tensor,
         context: TokenContext,
         conditioning: Conditioning | None = None,
+        *,
+        num_read: int | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """Returns the new states ``[B, S, D]`` and, if the layer is routed, where its tokens went.
 
@@ -79,21 +81,31 @@ class EncoderLayer(nn.Module):
             token_index_T: Flat positions of the real tokens.
             context: Tasks and sequences of the real tokens.
             conditioning: Tasks of the rows; needed by conditional parts only.
+            num_read: Dense layers: compute the new states of the first ``num_read`` positions only, which then are all
+                that is returned. Their values do not depend on it, but for rounding. None: of all.
         """
-        attended_BSD = self._recomputed(self._attend, x_BSD, mask_B11S, conditioning)
+        assert num_read is None or self.is_dense, "a routed part takes all real tokens"
+        attended_BSD = self._recomputed(self._attend, x_BSD, mask_B11S, conditioning, num_read)
         if not isinstance(self.feed_forward, RoutedFeedForward):
             return self._recomputed(self._transform, attended_BSD, conditioning), None
         normed_BSD = _normalise(self.feed_forward_norm, attended_BSD, conditioning) if self.pre_norm else attended_BSD
         change_BSD, routing = route_positions(self.feed_forward, normed_BSD, token_index_T, context)
         return self._finish(attended_BSD, change_BSD, conditioning), routing
 
-    def _attend(self, x_BSD: Tensor, mask_B11S: Tensor, conditioning: Conditioning | None) -> Tensor:
+    @property
+    def is_dense(self) -> bool:
+        """Whether the feed-forward part is not routed."""
+        return not isinstance(self.feed_forward, RoutedFeedForward)
+
+    def _attend(
+        self, x_BSD: Tensor, mask_B11S: Tensor, conditioning: Conditioning | None, num_read: int | None
+    ) -> Tensor:
         if self.attention_bias is not None:
-            mask_B11S = self.attention_bias(conditioning, mask_B11S, dtype=x_BSD.dtype)
-        if self.pre_norm:
-            normed_BSD = _normalise(self.attention_norm, x_BSD, conditioning)
-            return x_BSD + self.dropout(self.attention(normed_BSD, mask_B11S))
-        return _normalise(self.attention_norm, x_BSD + self.dropout(self.attention(x_BSD, mask_B11S)), conditioning)
+            mask_B11S = self.attention_bias(conditioning, mask_B11S, dtype=x_BSD.dtype, num_queries=num_read)
+        normed_BSD = _normalise(self.attention_norm, x_BSD, conditioning) if self.pre_norm else x_BSD
+        change_BSD = self.dropout(self.attention(normed_BSD, mask_B11S, num_queries=num_read))
+        attended_BSD = (x_BSD if num_read is None else x_BSD[:, :num_read]) + change_BSD
+        return attended_BSD if self.pre_norm else _normalise(self.attention_norm, attended_BSD, conditioning)
 
     def _transform(self, attended_BSD: Tensor, conditioning: Conditioning | None) -> Tensor:
         normed_BSD = _normalise(self.feed_forward_norm, attended_BSD, conditioning) if self.pre_norm else attended_BSD
@@ -106,7 +118,7 @@ class EncoderLayer(nn.Module):
             x_BSD = _normalise(self.feed_forward_norm, x_BSD, conditioning)
         return x_BSD if self.bottleneck is None else self.bottleneck(x_BSD, attended_BSD, conditioning)
 
-    def _recomputed(self, function: Callable[..., Tensor], *inputs: Tensor | Conditioning | None) -> Tensor:
+    def _recomputed(self, function: Callable[..., Tensor], *inputs: Tensor | Conditioning | int | None) -> Tensor:
         if self.activation_checkpointing and self.training:
             return checkpoint(function, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
         return function(*inputs)

@@ -45,7 +45,7 @@ class MultiTaskEncoder(nn.Module):
     def forward(self, batch: TaskBatch, comparisons: Sequence[Comparison] = ()) -> ModelOutput:
         """Returns logits, routings and what the routed tokens are; and the features of each comparison."""
         context = token_context(batch)
-        hidden_BSD, routings = self.encoder(batch, context)
+        hidden_BSD, routings = self.encoder(batch, context, num_read=self._num_read)
         pooled_BD = self.dropout(self.pooler(hidden_BSD, batch.attention_mask_BS))
         features = tuple(compared_features(self.encoder, comparison) for comparison in comparisons)
         return ModelOutput(self.heads(pooled_BD, batch.task_ids_B), routings, context, features)
@@ -57,6 +57,11 @@ class MultiTaskEncoder(nn.Module):
     def served_by(self, batch: TaskBatch, task: int) -> Tensor:
         """Pooled states of the batch's sequences through the layers of one task, ``[B, D]`` at least float32."""
         routed = replace(batch, task_ids_B=torch.full_like(batch.task_ids_B, task))
-        hidden_BSD, _ = self.encoder(routed, token_context(routed))
+        hidden_BSD, _ = self.encoder(routed, token_context(routed), num_read=self._num_read)
         pooled_BD: Tensor = self.pooler(hidden_BSD, batch.attention_mask_BS)
         return pooled_BD.to(torch.promote_types(pooled_BD.dtype, torch.float32))
+
+    @property
+    def _num_read(self) -> int | None:
+        """Positions that the pooler reads. In training all are computed, so that dropout draws what it always drew."""
+        return None if self.training else self.pooler.num_read

@@ -31,6 +31,11 @@ class Pooler(nn.Module):
         init_normal_(self.dense.weight, seed=seed, name=f"{name}.dense.weight", std=std)
         nn.init.zeros_(self.dense.bias)
 
+    @property
+    def num_read(self) -> int | None:
+        """Leading positions that are read; None: all."""
+        return 1 if self.pooling == "cls" else None
+
     def forward(self, hidden_BSD: Tensor, attention_mask_BS: Tensor) -> Tensor:
         """Returns ``[B, D]``."""
         if self.pooling == "cls":

@@ -36,15 +36,18 @@ class SelfAttention(nn.Module):
             init_normal_(linear.weight, seed=seed, name=f"{name}.{part}.weight", std=std)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x_BSD: Tensor, mask_B11S: Tensor) -> Tensor:
-        """Returns ``[B, S, D]``.
+    def forward(self, x_BSD: Tensor, mask_B11S: Tensor, *, num_queries: int | None = None) -> Tensor:
+        """Returns ``[B, S, D]``, or the first ``num_queries`` positions of it.
 
         Args:
             x_BSD: Hidden states.
-            mask_B11S: Boolean, true at keys that may be attended. A row without any would give NaN; collation
-                guarantees one.
+            mask_B11S: Boolean, true at keys that may be attended, or the float mask of SDPA; with a row per query where
+                queries differ. A row without any key would give NaN; collation guarantees one.
+            num_queries: None: all.
         """
         q_BHSd, k_BHSd, v_BHSd = self.qkv(x_BSD).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if num_queries is not None:
+            q_BHSd = q_BHSd[:, :, :num_queries]
         context_BHSd = F.scaled_dot_product_attention(
             q_BHSd, k_BHSd, v_BHSd, attn_mask=mask_B11S, dropout_p=self.dropout if self.training else 0.0
         )

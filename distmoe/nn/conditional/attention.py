@@ -1,6 +1,7 @@
 """Conditional attention: a task-specific bias on attention scores, in blocks on the diagonal.
 
-Shape letters: B sequences, S positions, L positions that have a bias, s side of a block, R rows (min(S, L)).
+Shape letters: B sequences, S positions, Q positions that ask (the first of S), T tasks, N tasks or sequences,
+L positions that have a bias, s side of a block, R rows (min(S, L)).
 """
 
 from __future__ import annotations
@@ -51,8 +52,11 @@ class ConditionalAttentionBias(ConditionalModule):
         *,
         dtype: torch.dtype,
         positions_BS: Tensor | None = None,
+        num_queries: int | None = None,
     ) -> Tensor:
-        """Returns the float mask of SDPA ``[B, 1, S, S]``: M where a key may be attended, -inf elsewhere.
+        """Returns the float mask of SDPA ``[B, 1, Q, S]``: M where a key may be attended, -inf elsewhere.
+
+        M is made per task and then gathered, unless there are more tasks than sequences.
 
         Args:
             conditioning: Tasks of the rows.
@@ -60,37 +64,48 @@ class ConditionalAttentionBias(ConditionalModule):
             dtype: Of the queries, as SDPA asks for.
             positions_BS: For packed documents, the position of each token inside its document, int64; the mask must
                 keep documents apart. None: tokens stand at ``0 .. S-1``.
+            num_queries: Q; the mask has 1 or Q rows. None: all positions ask.
         """
-        length = mask_B11S.shape[-1]
-        if positions_BS is None:
-            bias_BSS = self._spread(self.values(conditioning, length), length)
+        length, task_ids_B = mask_B11S.shape[-1], conditioning.task_ids_B
+        values_TRs = self._values(conditioning, length if positions_BS is None else None)
+        if positions_BS is not None:
+            bias_BQS = self._gather(_of_rows(values_TRs, task_ids_B), positions_BS)[:, :num_queries]
+        elif len(values_TRs) > len(task_ids_B):
+            bias_BQS = self._spread(_of_rows(values_TRs, task_ids_B), length)[:, :num_queries]
         else:
-            bias_BSS = self._gather(self.values(conditioning), positions_BS)
-        return torch.where(mask_B11S, bias_BSS.to(dtype).unsqueeze(1), float("-inf"))
+            bias_BQS = _of_rows(self._spread(values_TRs, length)[:, :num_queries].to(dtype), task_ids_B)
+        # Added, not chosen by torch.where, which takes two to three times as long (CPU). Behind a softmax the gradient
+        # at -inf is 0 either way.
+        forbidden_B11S = torch.zeros_like(mask_B11S, dtype=dtype).masked_fill_(~mask_B11S, float("-inf"))
+        return bias_BQS.to(dtype).unsqueeze(1) + forbidden_B11S
 
     @torch.no_grad()
     def fold(self, conditioning: Conditioning) -> Tensor:
         """Returns M ``[L, L]`` (float32) of the single row of ``conditioning``."""
         return self._spread(self.values(conditioning), self.blocks_Ls.shape[0]).squeeze(0)
 
-    def values(self, conditioning: Conditioning, length: int | None = None) -> Tensor:
-        """Returns the block rows of the first ``length`` positions (None: of all), ``[B, R, s]`` float32."""
+    def values(self, conditioning: Conditioning) -> Tensor:
+        """Returns the block rows of all positions, ``[B, L, s]`` float32."""
+        return _of_rows(self._values(conditioning), conditioning.task_ids_B)
+
+    def _values(self, conditioning: Conditioning, length: int | None = None) -> Tensor:
+        """The block rows of the first ``length`` positions (None: of all) for every task, ``[T, R, s]`` float32."""
         max_length, side = self.blocks_Ls.shape
         num_rows = max_length if length is None else min(length, max_length)
-        generated_Bm = self.generator(conditioning.task_ids_B, conditioning.z_Tk)
-        gamma, beta = generated_Bm.unflatten(-1, (2, -1, side)).unbind(1)  # [B, 1 or s, s]
+        generated_Tm = self.generator(None, conditioning.z_Tk)
+        gamma, beta = generated_Tm.unflatten(-1, (2, -1, side)).unbind(1)  # [T, 1 or s, s]
         if self.form == "full":
             repeats = -(-num_rows // side)
             gamma, beta = (part.repeat(1, repeats, 1)[:, :num_rows] for part in (gamma, beta))
         return torch.addcmul(beta, self.blocks_Ls[:num_rows].float(), 1 + gamma)
 
-    def _spread(self, values_BRs: Tensor, length: int) -> Tensor:
+    def _spread(self, values_NRs: Tensor, length: int) -> Tensor:
         """Writes row ``i`` at the columns of its block: repeat the columns over all blocks, keep the diagonal."""
         max_length, side = self.blocks_Ls.shape
-        rows_BSs = F.pad(values_BRs, (0, 0, 0, length - values_BRs.shape[1]))
-        tiled_BSS = rows_BSs.repeat(1, 1, -(-length // side))[..., :length]
-        positions_S = torch.arange(length, device=values_BRs.device)
-        return tiled_BSS.masked_fill(_outside(positions_S, max_length, side), 0.0)
+        rows_NSs = F.pad(values_NRs, (0, 0, 0, length - values_NRs.shape[1]))
+        tiled_NSS = rows_NSs.repeat(1, 1, -(-length // side))[..., :length]
+        positions_S = torch.arange(length, device=values_NRs.device)
+        return tiled_NSS.masked_fill(_outside(positions_S, max_length, side), 0.0)
 
     def _gather(self, values_BLs: Tensor, positions_BS: Tensor) -> Tensor:
         """The same for tokens at any positions: row by the query's position, column by the key's."""
@@ -101,6 +116,11 @@ class ConditionalAttentionBias(ConditionalModule):
         columns_B1S = (positions_BS % side).unsqueeze(1)
         found_BSS = rows_BSs.gather(2, columns_B1S.expand(-1, length, -1))
         return found_BSS.masked_fill(_outside(positions_BS, max_length, side), 0.0)
+
+
+def _of_rows(values_Tmn: Tensor, task_ids_B: Tensor) -> Tensor:
+    """Matrices of the rows' tasks; an embedding, because its backward pass adds up rows in a fixed order."""
+    return F.embedding(task_ids_B, values_Tmn.flatten(1)).unflatten(1, values_Tmn.shape[1:])
 
 
 def _outside(positions: Tensor, max_length: int, side: int) -> Tensor:

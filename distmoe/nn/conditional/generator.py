@@ -23,8 +23,13 @@ class Generator(ConditionalModule):
     """Makes ``m`` numbers per row; a module and layer has one of its own."""
 
     @abstractmethod
-    def forward(self, task_ids_B: Tensor, z_Tk: Tensor | None) -> Tensor:
-        """Returns ``[B, m]`` in float32, so that ``1 + gamma`` keeps a small gamma in half precision training too."""
+    def forward(self, task_ids_B: Tensor | None, z_Tk: Tensor | None) -> Tensor:
+        """Returns ``[B, m]`` in float32, so that ``1 + gamma`` keeps a small gamma in half precision training too.
+
+        Args:
+            task_ids_B: Task of each row; None: one row per task, in their order.
+            z_Tk: Embeddings of all tasks; tables do not read them.
+        """
 
 
 class LinearGenerator(Generator):
@@ -49,9 +54,10 @@ class LinearGenerator(Generator):
         else:
             init_normal_(self.weight, seed=seed, name=f"{name}.weight", std=std)
 
-    def forward(self, task_ids_B: Tensor, z_Tk: Tensor | None) -> Tensor:
+    def forward(self, task_ids_B: Tensor | None, z_Tk: Tensor | None) -> Tensor:
         assert z_Tk is not None, "a linear generator reads task embeddings"
-        return F.embedding(task_ids_B, F.linear(z_Tk, self.weight, self.bias)).float()
+        generated_Tm = F.linear(z_Tk, self.weight, self.bias)
+        return (generated_Tm if task_ids_B is None else F.embedding(task_ids_B, generated_Tm)).float()
 
 
 class TableGenerator(Generator):
@@ -71,8 +77,9 @@ class TableGenerator(Generator):
     def reset(self, seed: int, name: str, std: float) -> None:
         nn.init.zeros_(self.table_Tm)
 
-    def forward(self, task_ids_B: Tensor, z_Tk: Tensor | None) -> Tensor:
-        return F.embedding(task_ids_B, self.table_Tm).float()
+    def forward(self, task_ids_B: Tensor | None, z_Tk: Tensor | None) -> Tensor:
+        # A copy: a partitioned parameter (ZeRO-3) is released behind this.
+        return (self.table_Tm.clone() if task_ids_B is None else F.embedding(task_ids_B, self.table_Tm)).float()
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distmoe.nn.conditional.conditioning import Conditioning
 from distmoe.nn.conditional.film import layer_norm_of
 from distmoe.nn.conditional.generator import Generator, GeneratorFactory
+from distmoe.nn.conditional.modulated_norm import modulated_layer_norm
 
 LayerNormForm = Literal["scale_and_bias", "scale_only", "published"]
 
@@ -42,14 +42,14 @@ class ConditionalLayerNorm(nn.LayerNorm):
         weight_D, bias_D = self.weight.float(), self.bias.float()
         # float32 until the end: a half-precision product would round away gammas below 2^-9.
         if self.form == "published":
-            plain_BSD = F.layer_norm(x_BSD.float(), self.normalized_shape, eps=self.eps)
             scale_BD, shift_BD = (1 + gamma_BD) * weight_D + beta_BD, bias_D.expand_as(gamma_BD)
+            weight_D, bias_D = torch.ones_like(weight_D), torch.zeros_like(bias_D)
         else:
             # (n w + b)(1 + gamma) + (beta - b gamma): the plain LayerNorm's own kernel and bits where gamma and beta
             # are zero, which n (w (1 + gamma)) + (b + beta) would not give.
-            plain_BSD = F.layer_norm(x_BSD.float(), self.normalized_shape, weight_D, bias_D, self.eps)
-            scale_BD, shift_BD = 1 + gamma_BD, beta_BD - bias_D * gamma_BD
-        return torch.addcmul(shift_BD.unsqueeze(1), plain_BSD, scale_BD.unsqueeze(1)).to(x_BSD.dtype)
+            scale_BD, shift_BD = 1 + gamma_BD, torch.addcmul(beta_BD, bias_D, gamma_BD, value=-1)
+        y_BSD = modulated_layer_norm(x_BSD.float(), weight_D, bias_D, scale_BD, shift_BD, eps=self.eps)
+        return y_BSD.to(x_BSD.dtype)
 
     @torch.no_grad()
     def fold(self, conditioning: Conditioning) -> nn.LayerNorm:

@@ -126,6 +126,16 @@ def test_choices_that_cannot_be_made_are_refused(changes, message):
         loaders([(1, (0, 1, 2))], **changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"quota": 5}, r"quotas .* do not fit"), ({"candidates": 3}, r"more examples than it has candidates")],
+)
+def test_choices_that_no_placement_could_make_are_refused_without_data(changes, message):
+    config = DataConfig(batch_size=12, sampling=SamplingConfig(strategy="uncertainty", **changes))
+    with pytest.raises(ConfigError, match=message):
+        check_uncertainty(config, toy.tasks(3))
+
+
 def _check(declared):
     tasks = TaskSet((
         TaskSpec(name="c", kind="classification", metric="accuracy", labels=("no", "yes")),

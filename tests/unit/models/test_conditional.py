@@ -102,6 +102,40 @@ def test_a_mixed_batch_gives_what_each_row_gives_alone(layers: str, norm: str) -
         assert (torch.nan_to_num(model(alone).logits_BC, neginf=0.0) - mixed[rows]).abs().max() <= 1e-6
 
 
+@pytest.mark.parametrize(
+    ("changes", "computed"),
+    [
+        ({}, 1),
+        ({"norm": "pre"}, 1),
+        ({"conditional": conditional()}, 1),
+        ({"conditional": conditional(), "norm": "pre"}, 1),
+        ({"pooling": "mean"}, 7),
+        ({"moe": moe_config("token", layers=[0])}, 1),
+        ({"moe": moe_config("token", layers=[1])}, 7),
+        ({"conditional": ConditionalConfig.model_validate({"mode": "repo", "repo_layout": "large",
+                                                           "attention": {"max_length": 8}})}, 7),
+    ],
+)  # fmt: skip
+def test_evaluation_computes_of_the_last_layer_what_the_pooler_reads(changes: dict[str, Any], computed: int) -> None:
+    """Nothing else may differ from training without dropout, which computes all positions: logits nor gradients."""
+    model = stirred(make_model(model_config(**changes)))
+    positions: list[int] = []
+    model.encoder.layers[-1].register_forward_hook(lambda _, __, result: positions.append(result[0].shape[1]))
+    batch, found, gradients = make_batch(), [], []
+    for training in (False, True):
+        model.train(training).zero_grad()
+        output = model(batch)
+        found.append(torch.nan_to_num(output.logits_BC, neginf=0.0))
+        loss_of(model, batch).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        assert len(output.routings) == ("moe" in changes)
+    assert positions == [computed] * 2 + [7] * 2
+    assert (found[0] - found[1]).abs().max() <= 1e-6
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-5, rtol=1e-4, msg=name)
+
+
 def test_a_tasks_embedding_changes_that_task_only() -> None:
     model = stirred(make_model(model_config(conditional=conditional())))
     before = logits(model)

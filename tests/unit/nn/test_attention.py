@@ -51,6 +51,19 @@ def test_masked_keys_do_not_reach_any_query() -> None:
     assert torch.equal(before[:, kept], after[:, kept])
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_fewer_queries_give_their_own_part(rows: int) -> None:
+    """With one mask for all queries, and with one of each."""
+    torch.manual_seed(0)
+    attention, x_BSD = _attention(), torch.randn(2, 5, 12)
+    mask = torch.rand(2, 1, rows, 5) < 0.7
+    mask[..., 0] = True
+    whole = attention(x_BSD, mask)
+    part = attention(x_BSD, mask[:, :, :2], num_queries=2)
+    assert part.shape == (2, 2, 12)
+    torch.testing.assert_close(part, whole[:, :2], atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_dropout_acts_while_training_only(training: bool) -> None:
     torch.manual_seed(0)

@@ -76,6 +76,17 @@ def test_a_shorter_batch_crops_the_bias(form: AttentionForm) -> None:
     assert torch.equal(short, whole[..., :5, :5])
 
 
+@pytest.mark.parametrize("tasks_of_rows", [[1], [1, 2, 0, 1]])  # fewer rows than tasks, and more
+def test_fewer_queries_get_the_first_rows_of_the_bias(tasks_of_rows: list[int]) -> None:
+    bias, conditioner = make("full")
+    conditioning, mask_B11S = conditioner(torch.tensor(tasks_of_rows)), everything(len(tasks_of_rows), L + 2)
+    mask_B11S[0, ..., 4:] = False
+    whole = bias(conditioning, mask_B11S, dtype=torch.float32)
+    part = bias(conditioning, mask_B11S, dtype=torch.float32, num_queries=2)
+    assert part.shape == (len(tasks_of_rows), 1, 2, L + 2)
+    assert torch.equal(part, whole[:, :, :2])
+
+
 def test_with_zero_blocks_the_vector_form_repeats_one_row() -> None:
     bias, conditioner = make("vector")
     with torch.no_grad():

@@ -71,6 +71,21 @@ def test_gradients_equal_those_of_the_loop(form: LayerNormForm) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_backward_keeps_one_tensor_of_the_size_of_the_states(form: LayerNormForm) -> None:
+    norm, conditioner = make(form)
+    x_BSD = states(length=50).requires_grad_()
+    kept: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        norm(x_BSD, conditioner(TASK_IDS_B))
+    assert [numel for numel in kept if numel >= x_BSD.numel()] == [x_BSD.numel()]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_folds_into_the_plain_layer_norm_of_each_task(form: LayerNormForm) -> None:
     norm, conditioner = make(form)
     result = norm(states(), conditioner(TASK_IDS_B))
