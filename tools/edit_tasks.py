@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 if TYPE_CHECKING:
-    from distmoe.checkpoint.edit_tasks import EditedRun
+    from distmoe.checkpoint.edited_run import EditedRun
 
 
 def main(argv: list[str] | None = None) -> int:

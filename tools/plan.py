@@ -25,9 +25,11 @@ from distmoe.forecast.cautions import cautions
 from distmoe.forecast.hardware import ACCELERATORS, Cluster, accelerator
 from distmoe.forecast.simulate import simulate
 from distmoe.forecast.workload import Workload, make_workload
+from distmoe.parallel.env import RankEnv
 from distmoe.recipes.loader import DEFAULT_RECIPE, resolve
+from distmoe.training.agreement import Agreement
 from distmoe.training.config import RunConfig
-from distmoe.training.run_data import Sources, open_sources
+from distmoe.training.run_data import Sources, encode, open_sources
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = resolve(arguments.recipe, arguments.overrides)
     cluster = Cluster(arguments.nodes, arguments.gpus_per_node, accelerator(arguments.gpu))
     sources = open_sources(config)
-    sizes = None if arguments.weights == "equal" else train_sizes(sources, config.data.max_train_examples)
+    sizes = None if arguments.weights == "equal" else train_sizes(sources, config)
     workload = make_workload(config, sources, sizes=sizes, length=arguments.length)
     choice = choice_of(config, arguments, *workload.micro_batches(cluster.num_ranks), num_ranks=cluster.num_ranks)
     precision = choice.precision
@@ -117,8 +119,11 @@ def choice_of(
     )
 
 
-def train_sizes(sources: Sources, limit: int | None) -> list[int]:
-    """Examples of each training split, as a run would use them."""
+def train_sizes(sources: Sources, config: RunConfig) -> list[int]:
+    """Examples of each training split, as a run would use them; of a language model, from its data cache."""
+    if any(spec.predicts_tokens for spec in sources.tasks):  # a corpus has windows, which only its tokens tell
+        return list(encode(sources, config, env=RankEnv(0, 1, 0, 1), agreement=Agreement()).encoded.train_sizes)
+    limit = config.data.max_train_examples
     sizes = [len(sources.source.examples(name, "train")) for name in sources.tasks.names]
     return [size if limit is None else min(size, limit) for size in sizes]
 

@@ -5,6 +5,7 @@ python tools/predict.py OUT                                      # which tasks d
 python tools/predict.py OUT --task sst2 "a fine film"
 python tools/predict.py OUT --task snli "A man sleeps." "Nobody is awake."      # a task of two texts
 python tools/predict.py OUT --task sst2 --json "a fine film"
+python tools/predict.py OUT --task reverse "drabo kiflu"                        # a language model: generates
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="folder written by tools/convert_to_hf.py")
     parser.add_argument("text", nargs="*", help="one text, or two for a task of pairs")
     parser.add_argument("--task", help="name of the task; without it, the tasks are listed")
+    parser.add_argument(
+        "--max_new_tokens", type=int, default=64, help="longest answer of a language model (default: 64)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_intermixed_args()
     if not (arguments.folder / "config.json").is_file():
@@ -49,28 +53,21 @@ def main() -> int:
             f"{expected}",
             "quote each text",
         )
-    result = predict(arguments.folder, task, arguments.text)
+    if _predicts_tokens(task):
+        result = answer(arguments.folder, task, arguments.text[0], arguments.max_new_tokens)
+    else:
+        result = predict(arguments.folder, task, arguments.text)
     print(json.dumps(result) if arguments.json else _sentence(result))
     return 0
 
 
 def predict(folder: Path, task: dict[str, Any], texts: list[str]) -> dict[str, Any]:
     """Returns the label with its probability and those of the other classes, or a number for a regression."""
-    # Without this, transformers asks the hub about a folder that is here. It is read at import.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    tokenizer, model, named = _load(folder, task, "AutoModelForSequenceClassification")
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True).eval()
     inputs = tokenizer(*texts, truncation=True, return_tensors="pt")
     with torch.no_grad():
-        # The export of one task as a stock class of transformers knows no tasks.
-        named = {"task": task["name"]} if model.config.model_type == "distmoe" else {}
         logits_C = model(**inputs, **named).logits[0, : task["num_outputs"]].float()
     if not task["labels"]:
         return {"task": task["name"], "value": logits_C[0].item()}
@@ -84,16 +81,61 @@ def predict(folder: Path, task: dict[str, Any], texts: list[str]) -> dict[str, A
     }
 
 
+def answer(folder: Path, task: dict[str, Any], text: str, max_new_tokens: int) -> dict[str, Any]:
+    """Returns what the model says to a text, or how it continues it: greedily, at most up to its context."""
+    tokenizer, model, named = _load(folder, task, "AutoModelForCausalLM")
+    is_pair = task["kind"] == "generation"
+    shown = (task.get("prompt") or "{text}").replace("{text}", text) if is_pair else text
+    # Prompts have the tokenizer's special tokens, as in training; a text to be continued has none.
+    inputs = tokenizer(shown, add_special_tokens=is_pair, return_tensors="pt")
+    length = inputs["input_ids"].shape[1]
+    room = model.config.max_position_embeddings - length
+    if not length or room < 1:
+        raise SystemExit(
+            _fail("the text leaves nothing to generate", f"{length} tokens of prompt", f"1 to {length + room - 1}",
+                  "give another text")
+        )  # fmt: skip
+    generated = model.generate(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        max_new_tokens=min(max_new_tokens, room),
+        do_sample=False,
+        **named,
+    )
+    return {"task": task["name"], "text": tokenizer.decode(generated[0, length:], skip_special_tokens=True)}
+
+
+def _load(folder: Path, task: dict[str, Any], auto_class: str) -> tuple[Any, Any, dict[str, str]]:
+    """Tokenizer, model, and what names the task to it; the export of one task as a stock class knows no tasks."""
+    # Without this, transformers asks the hub about a folder that is here. It is read at import.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True).eval()
+    return tokenizer, model, {"task": task["name"]} if model.config.model_type.startswith("distmoe") else {}
+
+
+def _predicts_tokens(task: dict[str, Any]) -> bool:
+    return task.get("kind") in ("generation", "language_modeling")
+
+
 def _read_tasks(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))["tasks"]
 
 
 def _describe(task: dict[str, Any]) -> str:
+    if _predicts_tokens(task):
+        return f"{task['name']}: one text -> " + ("a text" if task["kind"] == "generation" else "its continuation")
     outputs = " | ".join(task["labels"]) if task["labels"] else "a number"
     return f"{task['name']}: {'two texts' if task.get('pair') else 'one text'} -> {outputs}"
 
 
 def _sentence(result: dict[str, Any]) -> str:
+    if "text" in result:
+        return str(result["text"])
     if "value" in result:
         return f"{result['task']}: {result['value']:.3f}"
     return f"{result['task']}: {result['label']} (probability {result['probability']:.3f})"

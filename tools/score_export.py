@@ -39,6 +39,13 @@ def main(argv: list[str] | None = None) -> int:
         name = arguments.task or (next(iter(tasks)) if len(tasks) == 1 else None)
         if name not in tasks:
             return _fail(f"{folder} does not have this task", name, " | ".join(tasks), "name one with --task")
+        if tasks[name].get("kind") in ("generation", "language_modeling"):
+            return _fail(
+                f"the answers of task {name} are texts, not classes or numbers",
+                tasks[name]["kind"],
+                "an export of an encoder",
+                "score the checkpoint with tools/evaluate.py; tools/predict.py shows what the export answers",
+            )
         found.append(score(folder, tasks[name], read(file, arguments.limit), arguments.max_length, arguments.logits))
     if arguments.json:
         print(json.dumps(found))

@@ -53,6 +53,15 @@ def prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name if name.startswith("heads.") else f"distmoe.{name}": value for name, value in tensors.items()}
 
 
+def token_tasks(tasks: TaskSet, prompt: str | None) -> list[dict[str, Any]]:
+    """The entries of the tasks; those of generation tasks say what a text must be put into before it is answered."""
+    rows = zip(tasks.to_json(), tasks, strict=True)
+    return [
+        row | {"num_outputs": spec.num_outputs} | ({"prompt": prompt} if spec.kind == "generation" else {})
+        for row, spec in rows
+    ]
+
+
 def decoder_values(
     model: MultiTaskDecoder,
     *,
@@ -61,6 +70,7 @@ def decoder_values(
     routed_entries: list[dict[str, Any]],
     head: str,
     special_tokens: dict[str, int],
+    prompt: str | None,
 ) -> dict[str, Any]:
     """Returns the values of config.json.
 
@@ -70,7 +80,8 @@ def decoder_values(
         tasks: That the export has.
         routed_entries: Of the layers that are routed in the export.
         head: Its kind in the export.
-        special_tokens: ``bos_token_id`` and ``eos_token_id``, where the tokenizer has them.
+        special_tokens: ``bos_token_id`` and ``eos_token_id``, where they are known.
+        prompt: Template of the prompts of generation tasks.
     """
     shape = model.shape
     table_d2, scale = frequencies(shape.rotary, head_size=shape.head_size, max_positions=shape.max_positions)
@@ -105,7 +116,7 @@ def decoder_values(
         "initializer_range": config.init_std,
         "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": config.attention_dropout,
-        "tasks": [row | {"num_outputs": spec.num_outputs} for row, spec in zip(tasks.to_json(), tasks, strict=True)],
+        "tasks": token_tasks(tasks, prompt),
         "routed_layers": routed_entries,
         VERSION_KEY: distmoe.__version__,
     }

@@ -10,7 +10,7 @@ import distmoe
 from distmoe.checkpoint import decoder_keys
 from distmoe.checkpoint.decoder_stock import stock_tensors, stock_values
 from distmoe.checkpoint.decoder_subnetwork import cut_decoder_task
-from distmoe.checkpoint.export_decoder import decoder_values, prefixed
+from distmoe.checkpoint.export_decoder import decoder_values, prefixed, token_tasks
 from distmoe.checkpoint.export_folder import VERSION_KEY
 from distmoe.checkpoint.subnetwork import SubNetwork
 from distmoe.models.config import ModelConfig
@@ -26,6 +26,7 @@ def decoder_task(
     grouping: TaskGrouping,
     task_id: int,
     special_tokens: dict[str, int],
+    prompt: str | None,
 ) -> tuple[SubNetwork, dict[str, Any], dict[str, Tensor]]:
     """Returns what was cut, the values of config.json and the tensors; arguments as in ``write_task_export``."""
     cut = cut_decoder_task(model, config=config, grouping=grouping, task_id=task_id)
@@ -41,6 +42,7 @@ def decoder_task(
             routed_entries=network.routed_layers,
             head=head,
             special_tokens=special_tokens,
+            prompt=prompt,
         )
         return network, values | {"intermediate_size": width}, prefixed(network.tensors)
     values = stock_values(cut.stock, shape, network.routed_layers, width=width, tied=tied) | {
@@ -49,7 +51,7 @@ def decoder_task(
         "initializer_range": config.init_std,
         "attention_dropout": config.attention_dropout,
         # transformers keeps keys that it does not know.
-        "tasks": [row | {"num_outputs": spec.num_outputs} for row, spec in zip(only.to_json(), only, strict=True)],
+        "tasks": token_tasks(only, prompt),
         VERSION_KEY: distmoe.__version__,
     }
     return network, values, stock_tensors(cut.stock, network.tensors, shape, network.routed_layers)

@@ -23,6 +23,7 @@ from distmoe.checkpoint.hf_folder import write_model
 from distmoe.checkpoint.model_card import model_card
 from distmoe.checkpoint.run_files import find_tokenizer
 from distmoe.checkpoint.stored_model import StoredModel
+from distmoe.data.indexed.tokens import end_token_id
 from distmoe.errors import CheckpointError
 from distmoe.models.build import MultiTaskModel
 from distmoe.models.config import ModelConfig
@@ -62,6 +63,7 @@ def export(checkpoint: Path | str, out: Path | str, *, tokenizer: Path | str | N
         tokenizer_folder=tokenizer_folder,
         metrics=stored.evaluations,
         title=stored.title,
+        prompt=stored.prompt,
     )
 
 
@@ -75,6 +77,7 @@ def write_export(
     tokenizer_folder: Path | None,
     metrics: Mapping[str, Any],
     title: str = "distmoe",
+    prompt: str | None = None,
 ) -> Path:
     """Writes the export of a whole, single-process model.
 
@@ -89,6 +92,7 @@ def write_export(
         tokenizer_folder: Tokenizer to write with it; None: no tokenizer.
         metrics: For the model card.
         title: Heading of the model card.
+        prompt: Template of the prompts of generation tasks.
 
     Raises:
         CheckpointError: If ``out`` holds something that is not an export, or the tokenizer cannot be loaded.
@@ -104,6 +108,7 @@ def write_export(
             routed_entries=routed_entries,
             head=config.decoder.head,
             special_tokens=special,
+            prompt=prompt,
         )
     else:
         tensors, routed_entries, conditional = exported_tensors(model, config=config, grouping=grouping)
@@ -119,6 +124,7 @@ def write_export(
         grouping=grouping,
         num_parameters=sum(tensor.numel() for tensor in tensors.values()),
         metrics=metrics,
+        prompt=prompt,
     )
     with new_export(out) as draft:
         write_model(draft, config=values, tensors=tensors)
@@ -221,7 +227,13 @@ def write_tokenizer(source: Path, out: Path, *, max_length: int) -> None:
 
 
 def special_tokens(tokenizer_folder: Path | None) -> dict[str, int]:
-    """The ids of a tokenizer's first and last token of a text, by the names of config.json; those that it has.
+    """The ids of a tokenizer's first token of a text, if it has one, and of the token that training put behind texts.
+
+    Args:
+        tokenizer_folder: The run's.
+
+    Returns:
+        By the names of config.json.
 
     Raises:
         CheckpointError: If the folder holds no tokenizer that transformers can load.
@@ -229,8 +241,9 @@ def special_tokens(tokenizer_folder: Path | None) -> dict[str, int]:
     if tokenizer_folder is None:
         return {}
     tokenizer = _load_tokenizer(tokenizer_folder)
-    ids = {name: getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id")}
-    return {name: value for name, value in ids.items() if isinstance(value, int)}
+    first = getattr(tokenizer, "bos_token_id", None)
+    # Without the end token, which is [SEP] for a tokenizer of BERT's kind, transformers would generate to the limit.
+    return {"eos_token_id": end_token_id(tokenizer)} | ({"bos_token_id": first} if isinstance(first, int) else {})
 
 
 def _load_tokenizer(source: Path) -> Any:

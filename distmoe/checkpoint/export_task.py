@@ -84,6 +84,7 @@ def export_task(
         tokenizer_folder=tokenizer_folder,
         metrics=stored.evaluations,
         title=f"{task}, from {stored.title}",
+        prompt=stored.prompt,
     )
 
 
@@ -98,6 +99,7 @@ def write_task_export(
     tokenizer_folder: Path | None,
     metrics: Mapping[str, Any],
     title: str,
+    prompt: str | None = None,
 ) -> TaskExport:
     """As :func:`export_task`, from a whole, single-process model.
 
@@ -111,13 +113,15 @@ def write_task_export(
         tokenizer_folder: Tokenizer to write with it; None: no tokenizer.
         metrics: Evaluations by name, for the model card.
         title: Heading of the model card.
+        prompt: Template of the prompts of generation tasks.
     """
     spec = tasks[task_id]
     if isinstance(model, MultiTaskDecoder):
         special = special_tokens(tokenizer_folder)
         network, values, tensors = decoder_task(
-            model, config=config, tasks=tasks, grouping=grouping, task_id=task_id, special_tokens=special
-        )
+            model, config=config, tasks=tasks, grouping=grouping, task_id=task_id, special_tokens=special,
+            prompt=prompt,
+        )  # fmt: skip
     else:
         network = cut_task(model, config=config, tasks=tasks, grouping=grouping, task_id=task_id)
         if network.is_stock:
@@ -126,7 +130,7 @@ def write_task_export(
             values, tensors = _self_contained(network, model, config, spec)
     architecture = values["architectures"][0]
     card = task_card(title=title, spec=spec, architecture=architecture, reasons=network.reasons, metrics=metrics,
-                     num_parameters=sum(tensor.numel() for tensor in tensors.values()))  # fmt: skip
+                     prompt=prompt, num_parameters=sum(tensor.numel() for tensor in tensors.values()))  # fmt: skip
     with new_export(out) as draft:
         write_model(draft, config=values, tensors=tensors)
         if not network.is_stock:

@@ -14,14 +14,17 @@ from distmoe.checkpoint.hf_folder import read_tensors
 from distmoe.checkpoint.key_tables import POOLER_ROWS, Translation, from_hf
 from distmoe.checkpoint.upcycle import PARTS, FeedForwardWeights, upcycle_pool_, upcycle_shared_
 from distmoe.errors import CheckpointError
-from distmoe.models.build import MultiTaskModel
+from distmoe.models.build import MultiTaskModel, build_model
 from distmoe.models.config import ModelConfig
+from distmoe.models.decoder_config import DecoderConfig
 from distmoe.models.decoder_shape import DecoderShape, check_head
 from distmoe.models.feed_forward import FIRST_POOL
 from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.models.routed_layer import RoutedLayer
 from distmoe.models.shape import EncoderShape, ModelShape, shape_of_folder
 from distmoe.moe.layer import RoutedFeedForward
+from distmoe.parallel.process_groups import single_process
+from distmoe.tasks import TaskGrouping, TaskSet, TaskSpec
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,34 @@ def read_translation(folder: Path, shape: ModelShape) -> Translation:
         )
     tensors = {name: tensor.float() for name, tensor in translation.tensors.items()}
     return Translation(tensors, (), (), translation.ignored)
+
+
+def check_sizes(tensors: Mapping[str, Tensor], shape: ModelShape, folder: Path) -> None:
+    """Compares tensors with the dense model of a shape, which is built without memory.
+
+    Args:
+        tensors: Of a folder, under distmoe's names.
+        shape: What its config.json says.
+        folder: For messages.
+
+    Raises:
+        CheckpointError: Naming the first tensor of another shape.
+    """
+    if isinstance(shape, DecoderShape):
+        config = ModelConfig(family="decoder", moe=None, decoder=DecoderConfig(head="tied" if shape.tied else "shared"))
+        spec = TaskSpec(name="any", kind="language_modeling", metric="inverse_perplexity")
+    else:
+        config = ModelConfig(moe=None)
+        spec = TaskSpec(name="any", kind="regression", metric="pearson")
+    grouping = TaskGrouping(1, ())
+    with torch.device("meta"):
+        model = build_model(
+            config, shape=shape, tasks=TaskSet((spec,)), grouping=grouping, hosting=single_process(grouping).hosting,
+            seed=0,
+        )  # fmt: skip
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for name, tensor in tensors.items():
+        _check_shape(name, tensor, expected[name], folder)
 
 
 def read_layer(folder: str | Path, layer: int, shape: EncoderShape) -> dict[str, Tensor]:

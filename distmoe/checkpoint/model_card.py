@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import distmoe
+from distmoe.data.indexed.tokens import fill_prompt
 from distmoe.models.decoder_shape import DecoderShape
 from distmoe.models.shape import ModelShape
 from distmoe.moe.config import MoEConfig
@@ -44,7 +46,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained(FOLDER{trust})
 tokenizer = AutoTokenizer.from_pretrained(FOLDER{trust})
-ids = model.generate(**tokenizer("a text", return_tensors="pt"), {task}max_new_tokens=20)
+inputs = tokenizer({prompt}, {plain}return_tensors="pt")
+ids = model.generate(**inputs, {task}max_new_tokens=20, do_sample=False)
+print(tokenizer.decode(ids[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))
 ```
 """
 
@@ -77,6 +81,7 @@ def model_card(
     grouping: TaskGrouping,
     num_parameters: int,
     metrics: Mapping[str, Any],
+    prompt: str | None = None,
 ) -> str:
     """Returns the text of the card.
 
@@ -90,11 +95,13 @@ def model_card(
         num_parameters: Of the export.
         metrics: An evaluation (``split``, ``macro``, ``tasks``: name -> ``metric``, ``score``, ``examples``), or
             several by name; empty: the card says that there are none.
+        prompt: Template of the prompts of generation tasks.
     """
     first = tasks[0]
     texts = '"first text", "second text"' if first.pair else '"a text"'
     if isinstance(shape, DecoderShape):
-        use = _USE_DECODER.format(trust=", trust_remote_code=True", task=f'task="{first.name}", ') + _TASK_OF_A_CALL
+        use = _use_decoder(first, prompt, trust=", trust_remote_code=True", task=f'task="{first.name}", ')
+        use += _TASK_OF_A_CALL
     else:
         use = _USE.format(texts=texts, task=first.name)
     kind = "decoder" if isinstance(shape, DecoderShape) else "encoder"
@@ -119,6 +126,7 @@ def task_card(
     reasons: Sequence[str],
     num_parameters: int,
     metrics: Mapping[str, Any],
+    prompt: str | None = None,
 ) -> str:
     """Returns the text of the card of one task's sub-network.
 
@@ -129,6 +137,7 @@ def task_card(
         reasons: Why it is not a stock class of transformers; empty: it is one.
         num_parameters: Of the export.
         metrics: As for :func:`model_card`; only the task's own rows are shown.
+        prompt: Template of the prompts, if it is a generation task.
     """
     texts = '"first text", "second text"' if spec.pair else '"a text"'
     own = {
@@ -142,9 +151,18 @@ def task_card(
     trust = ", trust_remote_code=True" if reasons else ""
     use = _USE_TASK.format(texts=texts, trust=trust)
     if spec.predicts_tokens:
-        use = _USE_DECODER.format(trust=trust, task="")
+        use = _use_decoder(spec, prompt, trust=trust, task="")
     parts = (_header(spec), f"# {title}\n", text, use, _tasks(TaskSet((spec,))), _metrics(own))
     return "\n".join(parts)
+
+
+def _use_decoder(spec: TaskSpec, prompt: str | None, *, trust: str, task: str) -> str:
+    """A prompt has the tokenizer's special tokens, as in training; a text to be continued has none."""
+    if spec.kind == "generation":
+        shown, plain = fill_prompt(prompt or "{text}", "a text"), ""
+    else:
+        shown, plain = "a text", "add_special_tokens=False, "
+    return _USE_DECODER.format(trust=trust, task=task, plain=plain, prompt=json.dumps(shown))
 
 
 def _header(spec: TaskSpec) -> str:

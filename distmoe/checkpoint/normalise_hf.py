@@ -8,7 +8,7 @@ from pathlib import Path
 from distmoe.checkpoint import decoder_keys
 from distmoe.checkpoint.decoder_stock import Stock
 from distmoe.checkpoint.hf_folder import TOKENIZER_FILES, write_model
-from distmoe.checkpoint.import_hf import ImportReport, read_translation
+from distmoe.checkpoint.import_hf import ImportReport, check_sizes, read_translation
 from distmoe.checkpoint.key_tables import POOLER_ROWS, to_hf
 from distmoe.errors import CheckpointError
 from distmoe.models.decoder_shape import DecoderShape
@@ -20,7 +20,8 @@ def normalise(source: Path, out: Path) -> ImportReport:
 
     Raises:
         ConfigError: If the model is of another family.
-        CheckpointError: If ``source`` is incomplete or damaged, has no tokenizer, or ``out`` is not empty.
+        CheckpointError: If ``source`` is incomplete or damaged, its tensors are not of the sizes that its config.json
+            gives, it has no tokenizer, or ``out`` is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(
@@ -39,6 +40,7 @@ def normalise(source: Path, out: Path) -> ImportReport:
             remedy="download the tokenizer's files into the folder",
         )
     translation = read_translation(source, shape)
+    check_sizes(translation.tensors, shape, source)
     config = read_hf_config(source)
     kind = config["model_type"]
     if isinstance(shape, DecoderShape):

@@ -10,6 +10,7 @@ from distmoe.checkpoint.consolidate import read_weights
 from distmoe.checkpoint.manifest import Manifest, read_manifest
 from distmoe.checkpoint.run_files import find_shape, find_test_scores
 from distmoe.config import build
+from distmoe.data.config import DataConfig
 from distmoe.errors import CheckpointError
 from distmoe.models.build import MultiTaskModel, build_model
 from distmoe.models.config import ModelConfig
@@ -55,6 +56,11 @@ class StoredModel:
     def title(self) -> str:
         """Run and step, for people."""
         return f"{self.manifest.config.get('run', {}).get('name', 'distmoe')}, step {self.manifest.step}"
+
+    @property
+    def prompt(self) -> str:
+        """Template of the prompts that generation tasks were trained on."""
+        return str(self.manifest.config.get("data", {}).get("prompt", DataConfig().prompt))
 
     @property
     def evaluations(self) -> dict[str, Any]:

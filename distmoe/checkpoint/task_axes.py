@@ -1,19 +1,41 @@
 """Which axes of a model's tensors count tasks and experts, as data.
 
 Heads, gates and the tables of conditional modules have a row per task. They name their axes by the letters at the end
-of their names: M tasks, E experts, C outputs. A few names need a word more.
+of their names: M tasks, E experts, C outputs, V vocabulary. A few names need a word more.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from distmoe.moe.config import GateConfig
 
-_GATE = re.compile(r"encoder\.layers\.(\d+)\.feed_forward\.gate\.(.+)")
-_POOL = re.compile(r"encoder\.layers\.(\d+)\.feed_forward\.pools\.g(\d+)\.(.+)")
-_HEADS = {"heads.weight": "MCD", "heads.bias": "MC"}
+_GATE = re.compile(r"(?:encoder|decoder)\.layers\.(\d+)\.feed_forward\.gate\.(.+)")
+_POOL = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.feed_forward\.pools\.g(\d+)\.(.+)")
+_HEADS = {"heads.weight": "MCD", "heads.bias": "MC", "heads.weight_MVD": "MVD", "heads.weight_VD": ""}
 _CONDITIONAL = {"z_Tk": "Mk", "table_Tm": "Mm"}
+
+
+@dataclass(frozen=True)
+class PoolTensor:
+    """A tensor of the experts of a task group.
+
+    Attributes:
+        trunk: ``encoder`` or ``decoder``.
+        layer: Model layer.
+        task_group: Number of the task group.
+        rest: Rest of the name.
+    """
+
+    trunk: str
+    layer: int
+    task_group: int
+    rest: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.trunk}.layers.{self.layer}.feed_forward.pools.g{self.task_group}.{self.rest}"
 
 
 def gate_layer(name: str) -> int | None:
@@ -22,10 +44,10 @@ def gate_layer(name: str) -> int | None:
     return None if match is None else int(match[1])
 
 
-def pool_of(name: str) -> tuple[int, int, str] | None:
-    """(model layer, task group, rest of the name) of a tensor of experts, or None."""
+def pool_of(name: str) -> PoolTensor | None:
+    """What a tensor of experts is called after, or None for another tensor."""
     match = _POOL.fullmatch(name)
-    return None if match is None else (int(match[1]), int(match[2]), match[3])
+    return None if match is None else PoolTensor(match[1], int(match[2]), int(match[3]), match[4])
 
 
 def axes_of(name: str, gate: GateConfig | None) -> str:

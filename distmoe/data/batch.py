@@ -1,6 +1,6 @@
 """The value that travels from the loader to the model: one padded mini-batch of mixed tasks.
 
-Shape letters: B sequences, S positions, T real (non-padding) tokens, D model width.
+Shape letters: B sequences, S positions, T real (non-padding) tokens, L positions with a label, D model width.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class TaskBatch:
             or anything finite at padding.
         labels_BS: For tasks whose answers are tokens: the token to be predicted *from* each position (already
             shifted), int64, -100 where there is no loss. ``labels_B`` is not read then. None: no such task.
+        target_index_L: Flat positions of real tokens that have a label in ``labels_BS``, ascending, int64, built on the
+            host like ``token_index_T``. The model answers at these only. None: it answers at every real token.
         position_ids_BS: Position of each token in its document, int64; begins again at 0 with every document that is
             packed into a row. None: positions count from the row's start.
         segment_ids_BS: Number of the document in its row, from 0, int64; a token attends only to tokens of its own
@@ -55,6 +57,7 @@ class TaskBatch:
     token_index_T: Tensor
     trunk_BSD: Tensor | None = None
     labels_BS: Tensor | None = None
+    target_index_L: Tensor | None = None
     position_ids_BS: Tensor | None = None
     segment_ids_BS: Tensor | None = None
 

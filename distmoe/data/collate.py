@@ -18,8 +18,9 @@ def collate(
 ) -> TaskBatch:
     """Returns the examples at ``rows_B``, padded to the longest of them.
 
-    If any task of the store predicts tokens, the batch has ``labels_BS``; if any has windows of packed documents, also
-    ``position_ids_BS`` and ``segment_ids_BS``: which fields a batch has does not depend on its examples.
+    If any task of the store predicts tokens, the batch has labels and says where they are; if any has windows of
+    packed documents, also ``position_ids_BS`` and ``segment_ids_BS``: which fields a batch has does not depend on its
+    examples.
 
     Args:
         store: All examples of a split.
@@ -45,6 +46,8 @@ def collate(
         targets["position_ids_BS"] = np.where(mask_BS, positions_S, 0)
         targets["segment_ids_BS"] = np.zeros_like(ids_BS)
         _fill_windows(store, rows_B, ids_BS, **targets)
+    if store.prompt_lengths_N is not None:
+        targets["target_index_L"] = np.flatnonzero((targets["labels_BS"] != NO_LOSS) & mask_BS)
     return TaskBatch(
         input_ids_BS=torch.from_numpy(ids_BS.astype(np.int64)),
         attention_mask_BS=torch.from_numpy(mask_BS),
@@ -55,7 +58,7 @@ def collate(
         example_ids_B=torch.from_numpy(store.example_ids_N[rows_B]),
         example_mask_B=torch.ones(len(rows_B), dtype=torch.bool),
         token_index_T=torch.from_numpy(np.flatnonzero(mask_BS)),
-        **{name: torch.from_numpy(values_BS) for name, values_BS in targets.items()},
+        **{name: torch.from_numpy(values) for name, values in targets.items()},
     )
 
 
@@ -117,6 +120,7 @@ def placeholder(*, task_id: int, pad_token_id: int, store: ExampleStore | None =
         example_mask_B=torch.zeros(1, dtype=torch.bool),
         token_index_T=torch.zeros(0, dtype=torch.int64),
         labels_BS=zero_BS + NO_LOSS if has_targets else None,
+        target_index_L=torch.zeros(0, dtype=torch.int64) if has_targets else None,
         position_ids_BS=zero_BS if has_windows else None,
         segment_ids_BS=zero_BS if has_windows else None,
     )

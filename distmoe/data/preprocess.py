@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from distmoe.data.encoded import EncodedSplit
 from distmoe.data.example import TaskExample
-from distmoe.data.indexed.tokens import Ids, tokenize_documents
+from distmoe.data.indexed.tokens import tokenize_documents
 from distmoe.errors import DataError
 
+Ids = Sequence[int] | npt.NDArray[np.int64]
 # Texts per tokenizer call: large enough for its threads, small enough to keep the Python lists short-lived.
 _CHUNK = 4096
 
@@ -97,7 +99,7 @@ def encode_pairs(
     Raises:
         DataError: If a text or a target is empty.
     """
-    pairs: list[list[Ids]] = []
+    pairs: list[list[list[int]]] = []
     for first in range(0, len(examples), _CHUNK):
         texts = [(one.text, one.target or "") for one in examples[first : first + _CHUNK]]
         pairs += tokenize_documents(texts, tokenizer, prompt=prompt)

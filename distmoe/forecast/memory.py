@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from distmoe.forecast.activations import activation_bytes, logit_bytes
 from distmoe.forecast.workload import Workload
 from distmoe.parallel.placement import Placement
 
@@ -25,7 +26,7 @@ class Memory:
         master: fp32 copies that the optimizer updates.
         moments: Of AdamW, fp32.
         activations: Kept for backward, of one micro-batch.
-        buffers: Reduction buckets, gathered weights, logits.
+        buffers: Reduction buckets, gathered weights, a decoder's logits.
     """
 
     weights: float = 0
@@ -54,37 +55,6 @@ def parameters_on(workload: Workload, placement: Placement, rank: int) -> int:
     """Parameters of a rank before ZeRO cuts anything."""
     held = sum(count for count, _ in experts_on(workload, placement, rank))
     return workload.replicated + held * workload.expert
-
-
-def activation_bytes(workload: Workload, *, micro_batch: int, element: int, device_type: str = "cuda") -> float:
-    """Bytes kept for backward by one micro-batch with full-length examples.
-
-    Per token and layer, in numbers: packed queries, keys and values 3 D, attention's output D (joining its heads is a
-    view), input and output of two LayerNorms 4 D, their statistics 4 and attention's H, in fp32. A dense feed-forward
-    part adds 2 F, before and after its activation. A routed one adds K F_e before the activation (the rest is
-    recomputed), K D rows to the experts and K D from them, fp32 logits and a mask of E experts, three indices per
-    choice. Dropout keeps one byte per number, twice. With recomputation a layer keeps its input and what the all-to-all
-    brought, and one layer at a time is whole.
-
-    On a CPU, as soon as anything is dropped, attention is not one kernel: instead of the packed numbers it keeps fp32
-    copies of queries, keys and values and three times its H weights per pair of tokens, and masks are of the numbers'
-    own type.
-    """
-    shape = workload.shape
-    tokens = micro_batch * workload.length
-    width, routed, k = shape.hidden_size, len(workload.routed_layers), workload.top_k
-    on_cpu = device_type == "cpu" and workload.dropout
-    masks = 2 * width * (element if on_cpu else 1) if workload.dropout else 0
-    common = 8 * width * element + 4 * (4 + shape.num_heads) + masks
-    if on_cpu:
-        common += 3 * (4 * (width + shape.num_heads * workload.length) - width * element)
-    dense = common + 2 * shape.intermediate_size * element
-    sparse = common + k * (workload.expert_width + 2 * width) * element + 5 * workload.num_experts + 3 * 8 * k
-    embeddings = 2 * width * element + masks / 2
-    if workload.recompute:
-        kept = (shape.num_layers * 2 + routed * 2 * k) * width * element
-        return tokens * (kept + max(dense, sparse if routed else 0) + embeddings)
-    return tokens * ((shape.num_layers - routed) * dense + routed * sparse + embeddings)
 
 
 def memory_on(
@@ -147,12 +117,12 @@ def memory_on(
         master=master,
         moments=8 * owned,
         activations=activations,
-        buffers=buffers,
+        buffers=buffers + logit_bytes(workload, micro_batch=micro_batch),
     )
 
 
 def largest_layer_on(workload: Workload, placement: Placement, rank: int) -> int:
-    """Parameters of the rank's largest layer before ZeRO cuts anything; the embeddings count as one."""
-    layer = (workload.replicated - workload.lookup) // workload.shape.num_layers
+    """Parameters of the rank's largest layer before ZeRO cuts anything; embeddings and heads count as one each."""
+    layer = (workload.replicated - workload.lookup - workload.heads) // workload.shape.num_layers
     experts = max((count for count, _ in experts_on(workload, placement, rank)), default=0) * workload.expert
-    return max(layer + experts, workload.lookup)
+    return max(layer + experts, workload.lookup, workload.heads)

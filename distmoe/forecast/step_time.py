@@ -13,6 +13,7 @@ from distmoe.forecast.hardware import LATENCY_BETWEEN, LATENCY_INSIDE, Cluster
 from distmoe.forecast.memory import experts_on, parameters_on
 from distmoe.forecast.traffic import step_traffic
 from distmoe.forecast.workload import Workload
+from distmoe.models.decoder_shape import DecoderShape
 from distmoe.parallel.placement import Placement
 
 # Share of the dense rate: cuBLAS on layers of BERT's size (assumed), and torch's grouped matmul with separate
@@ -98,10 +99,15 @@ def step_time(
 
 
 def _dense_flops_per_token(workload: Workload) -> float:
-    """Forward 2 and backward 4 per weight; attention's two products of length S add 12 S D per layer."""
-    multiplied = workload.replicated - workload.lookup - workload.heads
-    attention = 12 * workload.length * workload.shape.hidden_size * workload.shape.num_layers
-    return 6 * multiplied + attention
+    """Forward 2 and backward 4 per weight; attention's two products of length S add 12 S per number of its heads.
+
+    A decoder's head is one of vocabulary x D, also where it is the token table. Its attention is counted whole: kernels
+    with a mask do not skip what is not seen.
+    """
+    shape = workload.shape
+    multiplied = workload.replicated - workload.lookup - workload.heads + workload.vocab_size * shape.hidden_size
+    heads = shape.num_heads * shape.head_size if isinstance(shape, DecoderShape) else shape.hidden_size
+    return 6 * multiplied + 12 * workload.length * heads * shape.num_layers
 
 
 def _first_ranks(placement: Placement) -> range:

@@ -10,9 +10,11 @@ import torch
 from distmoe.data.sampling import mixture_weights
 from distmoe.errors import ConfigError
 from distmoe.models.build import build_model
+from distmoe.models.decoder_shape import DecoderShape
 from distmoe.models.layer_plan import routed_layers
+from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.models.parameters import parameter_roles
-from distmoe.models.shape import EncoderShape, resolve_shape
+from distmoe.models.shape import ModelShape, resolve_shape
 from distmoe.moe.build import expert_width
 from distmoe.parallel.process_groups import single_process
 from distmoe.tasks import TaskGrouping, TaskSet
@@ -27,7 +29,7 @@ class Workload:
 
     Attributes:
         tasks: Tasks of the run.
-        shape: Of the encoder.
+        shape: Of the encoder or decoder.
         grouping: Task groups per routed layer.
         weights: Mixture weight per task.
         routed_layers: Model layers that are routed.
@@ -49,7 +51,7 @@ class Workload:
     """
 
     tasks: TaskSet
-    shape: EncoderShape
+    shape: ModelShape
     grouping: TaskGrouping
     weights: tuple[float, ...]
     routed_layers: tuple[int, ...]
@@ -67,6 +69,11 @@ class Workload:
     batch_size: int
     micro_batch_size: int | None
     length: int
+
+    @property
+    def vocab_size(self) -> int:
+        """Outputs of a decoder's head at each target; 0 for an encoder, whose heads are small."""
+        return self.shape.vocab_size if isinstance(self.shape, DecoderShape) else 0
 
     @property
     def total(self) -> int:
@@ -122,13 +129,6 @@ def make_workload(
             remedy="forecast the model with model.moe.unit=ffn: its communication is an upper bound",
         )
     shape = resolve_shape(config.model, sources.vocab_size, sources.pad_token_id)
-    if not isinstance(shape, EncoderShape):
-        raise ConfigError(
-            "the forecast knows encoders only: a decoder's logits over the vocabulary would be missing in it",
-            got=f"model.family={config.model.family}",
-            expected="model.family=encoder",
-            remedy="measure a decoder with a short run on the target machine",
-        )
     routed = routed_layers(config.model.moe, shape.num_layers)
     grouping = resolve_grouping(config.structure, sources.tasks, len(routed))
     with torch.device("meta"):
@@ -146,7 +146,8 @@ def make_workload(
         counts[roles[name].kind if name in roles else "dense"] += parameter.numel()
     moe = config.model.moe if routed else None
     pools = [] if moe is None else [sum(moe.pool_sizes(partition)) for partition in grouping.layers]
-    lookup = sum(parameter.numel() for parameter in model.encoder.embeddings.parameters())
+    trunk = model.decoder if isinstance(model, MultiTaskDecoder) else model.encoder
+    lookup = sum(parameter.numel() for parameter in trunk.embeddings.parameters())
     count = len(sources.tasks)
     weights = mixture_weights(sizes or [1] * count, config.data.sampling, names=sources.tasks.names)
     return Workload(

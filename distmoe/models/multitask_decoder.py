@@ -13,7 +13,7 @@ from distmoe.models.token_heads import TokenHeads
 
 
 class MultiTaskDecoder(nn.Module):
-    """Maps a batch of mixed tasks to the logits of the token that follows each real token.
+    """Maps a batch of mixed tasks to the logits of the tokens that follow.
 
     Built by :func:`distmoe.models.build.build_model`. Single-process code, like
     :class:`~distmoe.models.multitask.MultiTaskEncoder`.
@@ -31,7 +31,10 @@ class MultiTaskDecoder(nn.Module):
         self.shape = shape
 
     def forward(self, batch: TaskBatch) -> TokenOutput:
-        """Returns the logits of all real tokens, and routings; reads no label."""
+        """Returns logits at the batch's targets, and routings; of labels it reads where they are, not what they are.
+
+        Logits are the largest tensor of a decoder, ``positions x vocabulary``: prompts have none.
+        """
         context = token_context(batch)
         hidden_BSD, routings = self.decoder(
             batch.input_ids_BS,
@@ -40,6 +43,9 @@ class MultiTaskDecoder(nn.Module):
             position_ids_BS=batch.position_ids_BS,
             segment_ids_BS=batch.segment_ids_BS,
         )
-        hidden_TD = hidden_BSD.flatten(0, 1).index_select(0, batch.token_index_T)
-        logits_TV = self.heads(hidden_TD, context.task_ids_T, self.decoder.embeddings.weight)
-        return TokenOutput(logits_TV, routings, context)
+        index_L = batch.token_index_T if batch.target_index_L is None else batch.target_index_L
+        sequence_ids_L = index_L.div(batch.input_ids_BS.shape[1], rounding_mode="floor")
+        hidden_LD = hidden_BSD.flatten(0, 1).index_select(0, index_L)
+        task_ids_L = batch.task_ids_B.index_select(0, sequence_ids_L)
+        logits_LV = self.heads(hidden_LD, task_ids_L, self.decoder.embeddings.weight)
+        return TokenOutput(logits_LV, index_L, sequence_ids_L, routings, context)

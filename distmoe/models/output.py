@@ -1,6 +1,6 @@
 """What the model hands to the objective and to evaluation.
 
-Shape letters: B sequences, C outputs of the widest head, T real tokens, V vocabulary.
+Shape letters: B sequences, C outputs of the widest head, T real tokens, L positions that are answered, V vocabulary.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ class TokenOutput:
     """Answer of one forward pass of a decoder.
 
     Attributes:
-        logits_TV: Logits of the token after each real token, in the order of ``batch.token_index_T``, in the model's
-            dtype.
+        logits_LV: Logits of the token that follows each answered position, in the model's dtype.
+        index_L: These positions: ``batch.target_index_L``, or all real tokens where that is None.
+        sequence_ids_L: Their rows.
         routings: One per routed layer, shallow to deep; empty for a dense model.
-        context: What the tokens are, also the routings'.
+        context: What the routings' tokens are.
     """
 
-    logits_TV: Tensor
+    logits_LV: Tensor
+    index_L: Tensor
+    sequence_ids_L: Tensor
     routings: tuple[Routing, ...]
     context: TokenContext

@@ -168,8 +168,8 @@ def _rows(engine: Evaluable, batch: TaskBatch, regression_N: Tensor) -> Tensor:
     output = engine(batch)
     losses = row_losses(output, batch, regression_N)
     if isinstance(output, TokenOutput):
-        right_T = output.logits_TV.argmax(dim=-1) == targets(batch)
-        prediction_B, label_B, loss_B = by_row(right_T.double(), output, batch), losses.count_B, losses.sum_B
+        right_L = output.logits_LV.argmax(dim=-1) == targets(output, batch)
+        prediction_B, label_B, loss_B = by_row(right_L.double(), output, batch), losses.count_B, losses.sum_B
     else:
         prediction_B = predictions(output.logits_BC, regression_N[batch.task_ids_B])
         label_B, loss_B = batch.labels_B, losses.mean_B

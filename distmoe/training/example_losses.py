@@ -1,6 +1,7 @@
 """The loss of every row of a batch, whatever its task asks for.
 
-Shape letters: B sequences, S positions, C output columns of the widest head, T real tokens, V vocabulary, N tasks.
+Shape letters: B sequences, S positions, C output columns of the widest head, L answered positions, V vocabulary,
+N tasks.
 """
 
 from __future__ import annotations
@@ -61,23 +62,23 @@ def example_losses(logits_BC: Tensor, labels_B: Tensor, is_regression_B: Tensor)
 
 def token_losses(output: TokenOutput, batch: TaskBatch) -> RowLosses:
     """Cross-entropy of the next token, in float32, at the positions that have a label."""
-    targets_T = targets(batch)
-    loss_T = F.cross_entropy(output.logits_TV.float(), targets_T, ignore_index=NO_LOSS, reduction="none")
-    return RowLosses(by_row(loss_T, output, batch), by_row((targets_T != NO_LOSS).float(), output, batch))
+    targets_L = targets(output, batch)
+    loss_L = F.cross_entropy(output.logits_LV.float(), targets_L, ignore_index=NO_LOSS, reduction="none")
+    return RowLosses(by_row(loss_L, output, batch), by_row((targets_L != NO_LOSS).float(), output, batch))
 
 
-def targets(batch: TaskBatch) -> Tensor:
-    """Labels of the real tokens, ``[T]`` int64; a placeholder has no token and needs no labels."""
+def targets(output: TokenOutput, batch: TaskBatch) -> Tensor:
+    """Labels of the answered positions, ``[L]`` int64; a placeholder answers nowhere and needs no labels."""
     if batch.labels_BS is None:
-        assert not batch.token_index_T.shape[0], "a decoder's batch has labels_BS"
-        return batch.token_index_T
-    return batch.labels_BS.flatten().index_select(0, batch.token_index_T)
+        assert not output.index_L.shape[0], "a decoder's batch has labels_BS"
+        return output.index_L
+    return batch.labels_BS.flatten().index_select(0, output.index_L)
 
 
-def by_row(values_T: Tensor, output: TokenOutput, batch: TaskBatch) -> Tensor:
-    """Sum of the values of each row's tokens, ``[B]``."""
-    zeros_B = torch.zeros(batch.task_ids_B.shape[0], dtype=values_T.dtype, device=values_T.device)
-    return zeros_B.index_add(0, output.context.sequence_ids_T, values_T)
+def by_row(values_L: Tensor, output: TokenOutput, batch: TaskBatch) -> Tensor:
+    """Sum of the values of each row's positions, ``[B]``."""
+    zeros_B = torch.zeros(batch.task_ids_B.shape[0], dtype=values_L.dtype, device=values_L.device)
+    return zeros_B.index_add(0, output.sequence_ids_L, values_L)
 
 
 def predictions(logits_BC: Tensor, is_regression_B: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ SCRIPT = Path(__file__).parents[2] / "tools" / "predict.py"
 TASKS = [
     {"name": "sst2", "labels": ["negative", "positive"], "num_outputs": 2, "pair": False},
     {"name": "stsb", "labels": [], "num_outputs": 1, "pair": True},
+    {"name": "sum", "labels": [], "num_outputs": 0, "pair": False, "kind": "generation"},
+    {"name": "poem", "labels": [], "num_outputs": 0, "pair": False, "kind": "language_modeling"},
 ]
 
 
@@ -30,7 +32,12 @@ def predict(*arguments: object) -> subprocess.CompletedProcess:
 def test_without_a_task_the_tasks_are_listed(export):
     done = predict(export)
     assert done.returncode == 0
-    assert done.stdout == "sst2: one text -> negative | positive\nstsb: two texts -> a number\n"
+    assert done.stdout.splitlines() == [
+        "sst2: one text -> negative | positive",
+        "stsb: two texts -> a number",
+        "sum: one text -> a text",
+        "poem: one text -> its continuation",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -40,6 +47,7 @@ def test_without_a_task_the_tasks_are_listed(export):
         (["--task", "mnli", "a text"], "the model does not know this task"),
         (["--task", "stsb", "one text"], "task stsb reads another number of texts"),
         (["--task", "sst2"], "task sst2 reads another number of texts"),
+        (["--task", "sum"], "task sum reads another number of texts"),
     ],
 )
 def test_a_wrong_request_is_refused_with_the_remedy(export, arguments, message):

@@ -70,6 +70,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    # One worker is one core, like the loop; without this its batches would be dealt to threads on all cores.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     megatron_data()  # its import takes seconds, once, and is no part of the rate
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "documents.jsonl"

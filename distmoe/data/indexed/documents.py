@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from distmoe.data.indexed.files import SetInfo, exists, read_info, write_info
+from distmoe.data.indexed.part import TokenPart
 from distmoe.data.indexed.tokens import end_token_id, tokenize_documents
 from distmoe.data.indexed.writer import IndexedWriter, choose_dtype
 from distmoe.tokenization import fingerprint
@@ -30,13 +31,12 @@ def build_set(
         return
     texts = documents()
     digest = hashlib.sha256()
-    with IndexedWriter(prefix, dtype=choose_dtype("auto", vocab_size=len(tokenizer))) as writer:
+    dtype = choose_dtype("auto", vocab_size=len(tokenizer))
+    with IndexedWriter(prefix, dtype=dtype) as writer:
         for first in range(0, len(texts), _CHUNK):
             chunk = texts[first : first + _CHUNK]
             digest.update(repr(chunk).encode())
-            for sequences in tokenize_documents(chunk, tokenizer, prompt=None):
-                if sequences:
-                    writer.add(sequences)
+            writer.add(TokenPart.of(tokenize_documents(chunk, tokenizer, prompt=None), dtype=dtype))
     info = SetInfo(
         tokenizer=fingerprint(tokenizer),
         vocab_size=len(tokenizer),

@@ -1,9 +1,9 @@
 """Turns files into an indexed set: several processes, resumable, token for token the same whatever their number.
 
 1. The inputs are read in order and cut into parts of equally many documents.
-2. Worker processes tokenize whole parts and write each as a small indexed set in ``PREFIX.parts``.
+2. Worker processes tokenize whole parts and write each into ``PREFIX.parts``.
 3. A call that was killed is repeated: parts that are complete are kept, others written again.
-4. The parts are joined in order, the set is put in place, the folder removed.
+4. The parts are appended in order, the set is put in place, the folder removed.
 """
 
 from __future__ import annotations
@@ -11,29 +11,23 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import multiprocessing
-import os
 import shutil
-import sys
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from distmoe.data.indexed.files import SetInfo, exists, read_info, write_info
-from distmoe.data.indexed.tokens import end_token_id, tokenize_documents
+from distmoe.data.indexed.part import TokenPart
+from distmoe.data.indexed.tokens import end_token_id
+from distmoe.data.indexed.workers import Pool, Texts, Tokenizing, array_path
 from distmoe.data.indexed.writer import IndexedWriter, TokenType, choose_dtype
-from distmoe.data.sources.documents import Document, Unit, check_file, count_documents, read_documents
+from distmoe.data.sources.documents import Unit, check_file, count_documents, read_documents
 from distmoe.errors import ConfigError, DataError
 from distmoe.tokenization import fingerprint, load_tokenizer
-
-# Documents per tokenizer call of a worker.
-_CHUNK = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +88,7 @@ def preprocess(job: PreprocessJob, *, restart: bool = False) -> SetInfo:
     elif exists(job.prefix):
         return _finished(job.prefix, blank)
     _claim(parts, blank)
-    infos = _write_parts(job, parts, blank, dtype, tokenizer)
+    infos = _write_parts(job, parts, Tokenizing(tokenizer, job.prompt if blank.has_targets else None, dtype, blank))
     if not any(info.num_documents for info in infos):
         raise DataError(
             "no document has text",
@@ -103,27 +97,26 @@ def preprocess(job: PreprocessJob, *, restart: bool = False) -> SetInfo:
             remedy="check the files, --key and --unit",
         )
     with IndexedWriter(job.prefix, dtype=dtype) as writer:
-        writer.add_sets(_part(parts, index) for index, info in enumerate(infos) if info.num_documents)
+        for index in range(len(infos)):
+            writer.add(TokenPart.load(array_path(_part(parts, index))))
     whole = _sum(blank, infos)
     write_info(job.prefix, whole)
     shutil.rmtree(parts)
     return whole
 
 
-def _write_parts(
-    job: PreprocessJob, parts: Path, blank: SetInfo, dtype: type[np.integer], tokenizer: PreTrainedTokenizerBase
-) -> list[SetInfo]:
+def _write_parts(job: PreprocessJob, parts: Path, tokenizing: Tokenizing) -> list[SetInfo]:
     """Returns what each part holds, in order. At most two parts per worker are in memory."""
     infos: dict[int, SetInfo] = {}
     total = sum(count_documents(path, unit=job.unit) for path in job.inputs)
-    with tqdm(total=total, unit=" documents", smoothing=0.05) as bar, _workers(job, tokenizer) as pool:
+    with tqdm(total=total, unit=" documents", smoothing=0.05) as bar, Pool(job.workers, tokenizing) as pool:
         running: set[Future[tuple[int, SetInfo]]] = set()
-        for index, documents in enumerate(_cut(job)):
+        for index, texts in enumerate(_cut(job)):
             done = read_info(_part(parts, index))
-            if done is not None:
+            if done is not None and array_path(_part(parts, index)).is_file():
                 _count(bar, infos, index, done)
                 continue
-            running.add(pool.submit(_write_part, _part(parts, index), index, documents, blank, dtype))
+            running.add(pool.write_part(_part(parts, index), index, texts))
             if len(running) >= 2 * job.workers:
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
@@ -133,77 +126,17 @@ def _write_parts(
     return [infos[index] for index in range(len(infos))]
 
 
-def _cut(job: PreprocessJob) -> Iterator[list[Document]]:
-    documents = itertools.chain.from_iterable(
-        read_documents(path, columns=job.columns, unit=job.unit) for path in job.inputs
+def _cut(job: PreprocessJob) -> Iterator[list[Texts]]:
+    texts = (
+        document.texts for path in job.inputs for document in read_documents(path, columns=job.columns, unit=job.unit)
     )
-    return iter(lambda: list(itertools.islice(documents, job.part_documents)), [])
+    return iter(lambda: list(itertools.islice(texts, job.part_documents)), [])
 
 
 def _count(bar: tqdm, infos: dict[int, SetInfo], index: int, info: SetInfo) -> None:
     infos[index] = info
     bar.update(info.num_documents + info.num_empty)
     bar.set_postfix_str(f"{sum(one.num_tokens for one in infos.values()):,} tokens", refresh=False)
-
-
-class _InProcess:
-    """A pool of no process, for one worker."""
-
-    def __enter__(self) -> _InProcess:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def submit(self, function: Any, *arguments: Any) -> Future:
-        future: Future = Future()
-        future.set_result(function(*arguments))
-        return future
-
-
-def _workers(job: PreprocessJob, tokenizer: PreTrainedTokenizerBase) -> ProcessPoolExecutor | _InProcess:
-    prompt = job.prompt if len(job.columns) > 1 else None
-    if job.workers == 1:
-        _worker["tokenizer"], _worker["prompt"] = tokenizer, prompt
-        return _InProcess()
-    # A forked worker need not import everything anew; the tokenizer has not made threads before the first batch.
-    method = "fork" if sys.platform == "linux" else "spawn"
-    return ProcessPoolExecutor(
-        job.workers,
-        mp_context=multiprocessing.get_context(method),
-        initializer=_start,
-        initargs=(job.tokenizer, prompt),
-    )
-
-
-# What a process that writes parts works with.
-_worker: dict[str, Any] = {}
-
-
-def _start(tokenizer: Path, prompt: str | None) -> None:
-    # Workers are the parallelism; threads inside each would fight for the same cores.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker["tokenizer"], _worker["prompt"] = load_tokenizer(tokenizer), prompt
-
-
-def _write_part(
-    prefix: Path, index: int, documents: list[Document], blank: SetInfo, dtype: type[np.integer]
-) -> tuple[int, SetInfo]:
-    tokenizer: PreTrainedTokenizerBase = _worker["tokenizer"]
-    with IndexedWriter(prefix, dtype=dtype) as writer:
-        for first in range(0, len(documents), _CHUNK):
-            texts = [document.texts for document in documents[first : first + _CHUNK]]
-            for sequences in tokenize_documents(texts, tokenizer, prompt=_worker["prompt"]):
-                if sequences:
-                    writer.add(sequences)
-    info = replace(
-        blank,
-        num_documents=writer.num_documents,
-        num_empty=len(documents) - writer.num_documents,
-        num_tokens=writer.num_tokens,
-    )
-    write_info(prefix, info)  # last: a part with it is complete
-    return index, info
 
 
 def _part(parts: Path, index: int) -> Path:

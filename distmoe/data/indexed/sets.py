@@ -8,7 +8,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from distmoe.data.indexed.files import SetInfo, open_set, read_info
-from distmoe.data.indexed.tokens import Ids, end_token_id
+from distmoe.data.indexed.packing import Ids
+from distmoe.data.indexed.tokens import end_token_id
 from distmoe.data.indexed.windows import WindowSplit
 from distmoe.errors import DataError
 from distmoe.tokenization import fingerprint

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from distmoe.errors import ConfigError
-
-Ids = npt.NDArray[np.int64]
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -32,7 +28,7 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def tokenize_documents(
     documents: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase, *, prompt: str | None
-) -> list[list[Ids]]:
+) -> list[list[list[int]]]:
     """Returns the sequences of each document; of an empty one, none.
 
     Args:
@@ -42,13 +38,13 @@ def tokenize_documents(
     """
     if not documents:
         return []
-    end = [end_token_id(tokenizer)]
+    end = end_token_id(tokenizer)
     last = _ids(tokenizer, [texts[-1] for texts in documents], special=False)
     if prompt is None:
-        return [[np.asarray(ids + end)] if ids else [] for ids in last]
+        return [[[*ids, end]] if ids else [] for ids in last]
     prompts = _ids(tokenizer, [fill_prompt(prompt, texts[0]) for texts in documents], special=True)
     return [
-        [np.asarray(first), np.asarray(ids + end)] if texts[0] and ids else []
+        [first, [*ids, end]] if texts[0] and ids else []
         for texts, first, ids in zip(documents, prompts, last, strict=True)
     ]
 
@@ -59,12 +55,22 @@ def fill_prompt(template: str, text: str) -> str:
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=special,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        truncation=False,
-        verbose=False,
-    )
-    return encoded["input_ids"]
+    def call(some: list[str]) -> list[list[int]]:
+        encoded = tokenizer(
+            some,
+            add_special_tokens=special,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            truncation=False,
+            verbose=False,
+        )
+        return encoded["input_ids"]
+
+    # transformers makes a dictionary of every text, with offsets: about as dear as the tokens themselves. Where its
+    # call only hands texts on, one call sets the library's switches (truncation, padding, special tokens in texts) and
+    # the library is asked for all others directly.
+    if getattr(type(tokenizer), "_encode_plus", None) is not PreTrainedTokenizerFast._encode_plus:
+        return call(texts)
+    first = call(texts[:1])
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts[1:], add_special_tokens=special)
+    return first + [encoding.ids for encoding in encodings]

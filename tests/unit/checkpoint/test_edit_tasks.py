@@ -10,7 +10,8 @@ import yaml
 from torch import Tensor
 
 from distmoe.checkpoint.consolidate import read_moments, read_weights
-from distmoe.checkpoint.edit_tasks import EditedRun, add_task, remove_task
+from distmoe.checkpoint.edit_tasks import add_task, remove_task
+from distmoe.checkpoint.edited_run import EditedRun
 from distmoe.checkpoint.manifest import read_manifest
 from distmoe.checkpoint.new_task import mixture
 from distmoe.checkpoint.stored_model import StoredModel

@@ -18,6 +18,7 @@ from distmoe.models.generation import Prompt, generate
 from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.nn.rotary import RotaryConfig
 from distmoe.tasks import TaskGrouping
+from distmoe.tokenization import load_tokenizer
 from tests.unit.checkpoint.consumer import consume
 from tests.unit.checkpoint.runs import write_run
 from tests.unit.checkpoint.tools import main_of
@@ -204,11 +205,17 @@ def test_the_tools_export_a_checkpoint_whole_and_by_task(tmp_path: Path, capsys:
     assert "AutoModelForCausalLM.from_pretrained" in capsys.readouterr().out
     values = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert values["model_type"] == "distmoe_decoder"
+    # Who answers must put a text into the template of training, and stop where training did.
+    assert [task.get("prompt") for task in values["tasks"]] == ["{text}\n", None, None]
+    assert values["eos_token_id"] == load_tokenizer(tmp_path / "whole").sep_token_id
     card = (tmp_path / "whole" / "README.md").read_text()
     assert "pipeline_tag: text-generation" in card
     assert "4 heads on 2 key-value heads" in card
+    assert r'tokenizer("a text\n", return_tensors="pt")' in card
     assert main([str(checkpoint), str(tmp_path / "poem"), "--task", "poem"]) == 0
     assert "LlamaForCausalLM.from_pretrained" in capsys.readouterr().out
+    card = (tmp_path / "poem" / "README.md").read_text()
+    assert 'tokenizer("a text", add_special_tokens=False, return_tensors="pt")' in card
     assert export(checkpoint, tmp_path / "whole").name == "whole"
     counts = export_task(checkpoint, tmp_path / "poem", "poem").network.counts
     assert counts["heads"] == (3 * 50 * 16, 50 * 16)

@@ -71,3 +71,14 @@ def test_an_incomplete_source_leaves_no_target(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"missing: encoder.layer.2"):
         normalise(tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_other_sizes_than_the_configuration_gives_leave_no_target(tmp_path: Path) -> None:
+    save_hf(tmp_path / "in")
+    _with_tokenizer(tmp_path / "in")
+    values = json.loads((tmp_path / "in" / "config.json").read_text())
+    smaller = values["hidden_size"] // 2
+    (tmp_path / "in" / "config.json").write_text(json.dumps(values | {"hidden_size": smaller}))
+    with pytest.raises(CheckpointError, match=rf"(?s)does not have the shape.*embeddings.*expected: +\[.*{smaller}\]"):
+        normalise(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -52,6 +52,7 @@ def test_the_loss_is_on_the_target_and_its_end(tmp_path):
     no = NO_LOSS
     assert batch.input_ids_BS.tolist() == [[CLS, w1, w2, SEP, w2, w1, SEP], [CLS, w3, SEP, w4, SEP, 0, 0]]
     assert batch.labels_BS.tolist() == [[no, no, no, w2, w1, SEP, no], [no, no, w4, SEP, no, no, no]]
+    assert batch.target_index_L.tolist() == [3, 4, 5, 9, 10]
     assert batch.position_ids_BS is None
     assert batch.segment_ids_BS is None
     assert encoded.validation[0].references == (("w2 w1",), ("w4", "w5"))

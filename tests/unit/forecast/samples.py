@@ -16,6 +16,13 @@ TINY = (
     "data.batch_size=32", "data.max_length=16",
 )  # fmt: skip
 
+# The same model as a decoder of four text-to-text tasks.
+DECODER = (
+    "model.family=decoder",
+    "tasks.source=text_suite", "tasks.text_suite.kind=generation", "tasks.text_suite.train_examples=8",
+    "tasks.text_suite.eval_examples=4", "model.max_positions=64", "structure.grouping=per_task",
+)  # fmt: skip
+
 
 def config(*more: str) -> RunConfig:
     return resolve("demo", [*TINY, *more])

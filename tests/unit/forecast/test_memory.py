@@ -4,11 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from distmoe.forecast.memory import Memory, activation_bytes, experts_on, memory_on, parameters_on
+from distmoe.forecast.activations import activation_bytes, logit_bytes
+from distmoe.forecast.memory import Memory, experts_on, memory_on, parameters_on
+from distmoe.forecast.workload import make_workload
 from distmoe.models.build import build_model
+from distmoe.models.output import TokenOutput
 from distmoe.parallel.placement import place
 from distmoe.parallel.process_groups import single_process
-from tests.unit.forecast.samples import config, workload
+from distmoe.training.run_data import open_sources
+from tests.unit.forecast.samples import DECODER, config, workload
 from tests.unit.models.samples import make_batch
 
 DROPPED = ("model.dropout=0.1", "model.attention_dropout=0.1")
@@ -16,7 +20,8 @@ DROPPED = ("model.dropout=0.1", "model.attention_dropout=0.1")
 
 def measured(*more: str) -> tuple[int, int, int]:
     """Bytes of weights, of what autograd keeps (each storage once), and of AdamW's moments, of one training step."""
-    run, found = config(*more), workload(*more)
+    run = config(*more)
+    found = make_workload(run, open_sources(run))
     model = build_model(
         run.model, shape=found.shape, tasks=found.tasks, grouping=found.grouping,
         hosting=single_process(found.grouping).hosting, seed=0,
@@ -35,7 +40,11 @@ def measured(*more: str) -> tuple[int, int, int]:
     tasks = [row % len(found.tasks) for row in range(16)]
     batch = make_batch([found.length] * 16, tasks)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model(batch).logits_BC.clamp(min=-1e4).square().mean()
+        output = model(batch)
+        if isinstance(output, TokenOutput):
+            loss = output.logits_LV.sum()  # keeps nothing: logits are forecast apart
+        else:
+            loss = output.logits_BC.clamp(min=-1e4).square().mean()
     loss.backward()
     optimizer = torch.optim.AdamW(model.parameters())
     optimizer.step()
@@ -51,6 +60,22 @@ def test_a_prediction_for_one_process_is_what_a_step_keeps(more):
     weights, activations, moments = measured(*more)
     assert (predicted.weights, predicted.moments) == (weights, moments)
     assert predicted.activations == pytest.approx(activations, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [(), ("model.decoder.qk_norm=true", "model.decoder.num_kv_heads=1"), ("model.moe=null", "structure.grouping=one")],
+)
+def test_a_prediction_for_a_decoder_is_what_a_step_keeps(more):
+    more = (*DECODER, *more)
+    run = config(*more)
+    found = make_workload(run, open_sources(run))
+    placement = place(found.grouping, found.weights, num_ranks=1, ep_size=1, mode="colocated")
+    predicted = memory_on(found, placement, 0, stage=0, precision="fp32", micro_batch=16)
+    weights, activations, moments = measured(*more)
+    assert (predicted.weights, predicted.moments) == (weights, moments)
+    assert predicted.activations == pytest.approx(activations, rel=0.1)
+    assert predicted.buffers == logit_bytes(found, micro_batch=16) == 16 * found.length * found.shape.vocab_size * 12
 
 
 def test_a_partitioned_rank_holds_its_share_of_its_own_task_groups():

@@ -8,7 +8,7 @@ from distmoe.forecast.workload import make_workload
 from distmoe.models.build import build_model
 from distmoe.parallel.process_groups import single_process
 from distmoe.training.run_data import open_sources
-from tests.unit.forecast.samples import config, workload
+from tests.unit.forecast.samples import DECODER, config, workload
 
 
 def test_parameters_are_those_of_the_built_model():
@@ -23,6 +23,18 @@ def test_parameters_are_those_of_the_built_model():
     assert found.expert == 2 * 32 * 64 + 64 + 32
     assert found.active == found.total - 2 * 7 * found.expert
     assert next(model.parameters()).device == torch.device("cpu")
+
+
+def test_the_head_of_a_decoder_is_multiplied_also_where_it_is_the_token_table():
+    """D 32: two tables of the vocabulary untied, one tied; either way 6 V D FLOPs per token."""
+    tied, untied = workload(*DECODER), workload(*DECODER, "model.decoder.head=shared")
+    table = 32 * tied.vocab_size
+    assert tied.vocab_size == tied.shape.vocab_size > 0
+    assert (tied.lookup, tied.heads, untied.heads) == (table, 0, table)
+    assert untied.total == tied.total + table
+    # D 32, F 64: gate, factor, and back
+    assert tied.expert == 3 * 32 * 64
+    assert workload().vocab_size == 0
 
 
 def test_a_dense_model_has_no_experts():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -98,6 +99,6 @@ def token_batch(
 def logits_of(model: MultiTaskDecoder, batch: TaskBatch) -> torch.Tensor:
     """Logits ``[B, S, V]`` of all real tokens, zero elsewhere."""
     with torch.no_grad():
-        logits_TV = model(batch).logits_TV
+        logits_TV = model(replace(batch, target_index_L=None)).logits_LV
     flat_NV = torch.zeros(batch.input_ids_BS.numel(), logits_TV.shape[1])
     return flat_NV.index_copy(0, batch.token_index_T, logits_TV).view(*batch.input_ids_BS.shape, -1)

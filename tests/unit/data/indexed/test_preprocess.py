@@ -3,10 +3,10 @@ from dataclasses import replace
 
 import pytest
 
-from distmoe.data.indexed import preprocess as module
 from distmoe.data.indexed.files import open_set, read_info
 from distmoe.data.indexed.preprocess import PreprocessJob, preprocess
 from distmoe.data.indexed.sets import read_pairs
+from distmoe.data.indexed.workers import Tokenizing
 from distmoe.errors import ConfigError, DataError
 from distmoe.tokenization import fingerprint, load_tokenizer
 from tests.unit.data.indexed.toy_sets import END, TOKENIZER, documents, ids
@@ -49,25 +49,24 @@ def test_two_processes_write_what_one_writes(job, tmp_path):
         assert (tmp_path / f"two{suffix}").read_bytes() == (tmp_path / f"set{suffix}").read_bytes()
 
 
-@pytest.mark.slow
 def test_a_killed_call_goes_on_with_the_parts_that_are_missing(job, tmp_path, monkeypatch):
     preprocess(replace(job, prefix=tmp_path / "whole"))
-    write, written = module._write_part, []
+    write, written = Tokenizing.write_part, []
 
-    def dies(prefix, index, *rest):
+    def dies(self, prefix, index, texts):
         if index == 3:
             raise KeyboardInterrupt
-        return write(prefix, index, *rest)
+        return write(self, prefix, index, texts)
 
-    def counts(prefix, index, *rest):
+    def counts(self, prefix, index, texts):
         written.append(index)
-        return write(prefix, index, *rest)
+        return write(self, prefix, index, texts)
 
-    monkeypatch.setattr(module, "_write_part", dies)
+    monkeypatch.setattr(Tokenizing, "write_part", dies)
     with pytest.raises(KeyboardInterrupt):
         preprocess(job)
     assert not (tmp_path / "set.idx").exists()
-    monkeypatch.setattr(module, "_write_part", counts)
+    monkeypatch.setattr(Tokenizing, "write_part", counts)
     preprocess(job)
     assert written == [3, 4, 5, 6, 7]
     for suffix in (".bin", ".idx"):
@@ -90,7 +89,7 @@ def test_parts_of_another_call_are_not_mixed_in(job, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_write_part", dies)
+        patch.setattr(Tokenizing, "write_part", dies)
         with pytest.raises(KeyboardInterrupt):
             preprocess(job)
     with pytest.raises(ConfigError, match=r"parts of another call[\s\S]*--restart"):

@@ -6,6 +6,7 @@ import pytest
 from distmoe.data.indexed.documents import build_set
 from distmoe.data.indexed.files import open_set, read_info
 from distmoe.data.indexed.library import megatron_data
+from distmoe.data.indexed.part import TokenPart
 from distmoe.data.indexed.sets import open_windows, read_pairs
 from distmoe.data.indexed.writer import IndexedWriter, choose_dtype
 from distmoe.errors import ConfigError, DataError
@@ -36,22 +37,34 @@ def test_a_set_written_by_megatron_is_read_by_distmoe_token_for_token(tmp_path, 
     assert sorted([*tokens, END]) == sorted(token for sequence in sequences for token in sequence)
 
 
-def test_parts_join_to_the_set_of_all_documents(tmp_path):
-    sequences = [np.array(ids(text)) for text in documents(20)]
-    for name, some in (("a", sequences[:7]), ("b", sequences[7:]), ("whole", sequences)):
-        with IndexedWriter(tmp_path / name, dtype=np.uint16) as writer:
-            for sequence in some:
-                writer.add([sequence])
-    with IndexedWriter(tmp_path / "joined", dtype=np.uint16) as writer:
-        writer.add_sets([tmp_path / "a", tmp_path / "b"])
+@pytest.mark.parametrize("per_document", [1, 2])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_documents_added_at_once_are_bytes_of_megatrons_builder_adding_them_one_by_one(tmp_path, per_document, dtype):
+    texts = [[ids(text) for text in documents(per_document, seed=seed)] for seed in range(20)]
+    texts[4] = texts[7] = []  # without text: left out
+    builder = megatron_data().IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=dtype)
+    for sequences in filter(None, texts):
+        builder.add_document(np.concatenate(sequences), [len(sequence) for sequence in sequences])
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    with IndexedWriter(tmp_path / "own", dtype=dtype) as writer:
+        for some in (texts[:5], [[]], texts[5:7], texts[7:]):
+            part = TokenPart.of(some, dtype=dtype)
+            part.save(tmp_path / "part.npz")
+            writer.add(TokenPart.join([TokenPart.of([], dtype=dtype), TokenPart.load(tmp_path / "part.npz")]))
+    assert (writer.num_documents, writer.num_tokens) == (18, sum(len(ids) for one in texts for ids in one))
     for suffix in (".bin", ".idx"):
-        assert (tmp_path / f"joined{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+        assert (tmp_path / f"own{suffix}").read_bytes() == (tmp_path / f"theirs{suffix}").read_bytes()
+
+
+def test_an_id_that_its_number_type_cannot_hold_is_not_wrapped():
+    with pytest.raises(OverflowError):
+        TokenPart.of([[[65536]]], dtype=np.uint16)
 
 
 def test_a_failed_writer_leaves_nothing_behind(tmp_path):
     def fails():
         with IndexedWriter(tmp_path / "set", dtype=np.uint16) as writer:
-            writer.add([np.array([1, 2])])
+            writer.add(TokenPart.of([[[1, 2]]], dtype=np.uint16))
             raise KeyError
 
     with pytest.raises(KeyError):
