@@ -67,12 +67,13 @@ test-faults: venv  ## Runs killed at 64 instants, checkpoints damaged in every w
 
 test-cluster: venv  ## The batch scripts on a real Slurm of three nodes, on this machine (root; Debian's packages)
 	tests/cluster/slurm/install.sh
-	$(BIN)/python -m pytest -m cluster -rs tests/cluster $(ARGS)
+	$(BIN)/python -m pytest -m cluster -rs tests/cluster --ignore tests/cluster/test_hosts.py $(ARGS)
 
 test-structural: venv  ## Structural learning over 2, 4 and 5 ranks and killed at every stage, as two tables
 	$(BIN)/python -m pytest -m structural tests/integration $(ARGS)
 
-test-cluster-faults: venv  ## 30 random faults in a run on two hosts, with a table (root; network namespaces)
+test-cluster-faults: venv  ## A lost host, then 30 random faults in a run on two hosts, with a table (root; namespaces; pdsh)
+	$(BIN)/python -m pytest -m cluster -rs tests/cluster/test_hosts.py
 	$(BIN)/python -m tests.cluster.faults $(ARGS)
 
 test-slow-link: venv  ## One all-to-all per task group against a global one over a slow link (root; network namespaces)

@@ -16,13 +16,13 @@ from tests.integration.commands import overrides
 
 pytestmark = pytest.mark.timeout(1800)
 LIMIT = 900
-STEPS = 200
+STEPS = 100
 
 
 def arguments(folder: Path) -> list[str]:
     more = (
         "structure.grouping=family", "parallel.placement=partitioned", "parallel.timeout_minutes=3",
-        f"schedule.num_steps={STEPS}", "run.eval_every=null", "checkpoint.every=50", "checkpoint.keep_last=20",
+        f"schedule.num_steps={STEPS}", "run.eval_every=null", "checkpoint.every=25", "checkpoint.keep_last=20",
     )  # fmt: skip
     return overrides(folder, *more)
 
@@ -80,7 +80,7 @@ def test_a_run_whose_node_dies_is_requeued_and_ends_bit_for_bit_equal(
         pytest.skip("no PID namespaces here: a node cannot be killed as a whole")
     folder = tmp_path / "cut"
     job = submit(nodes, folder)
-    wait_for(lambda: (folder / "run/checkpoints/step_50/manifest.json").is_file(), seconds=LIMIT, what="a checkpoint")
+    wait_for(lambda: (folder / "run/checkpoints/step_25/manifest.json").is_file(), seconds=LIMIT, what="a checkpoint")
     victim = nodes.run("scontrol", "show", "hostnames", nodes.facts(job)["NodeList"]).split()[1]
     nodes.kill_node(victim)
     ended(nodes, job, folder)
