@@ -25,6 +25,11 @@ def test_parameters_are_those_of_the_built_model():
     assert next(model.parameters()).device == torch.device("cpu")
 
 
+def test_matrices_cut_over_ranks_are_not_forecast():
+    with pytest.raises(ConfigError, match=r"not matrices that are cut[\s\S]*parallel.tensor=2"):
+        workload("parallel.tensor=2")
+
+
 def test_a_dense_model_has_no_experts():
     found = workload("model.moe=null", "structure.grouping=one")
     assert (found.num_experts, found.expert, found.routed_layers) == (0, 0, ())
