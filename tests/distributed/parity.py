@@ -12,7 +12,7 @@ Why eps is 1e-5: the gradient of an attention key's bias is zero in exact arithm
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -43,11 +43,11 @@ SEED, STEPS, VOCABULARY = 3, 5, 23
 WEIGHTS = (4.0, 2.0, 1.0, 1.0)  # mixture weights of the four tasks: unequal spans when partitioned
 
 SHAPE = EncoderShape(
-    vocab_size=VOCABULARY,
+    vocab_size=VOCABULARY + 1,
     pad_token_id=0,
     hidden_size=16,
     num_layers=2,
-    num_heads=2,
+    num_heads=4,
     intermediate_size=32,
     max_positions=8,
 )
@@ -96,7 +96,7 @@ class Case:
     skipped_steps: tuple[int, ...] = ()
 
     num_ranks: int = 2
-    tensor: int = 1  # the shape is another above 1: more heads, an even vocabulary
+    tensor: int = 1
     ep_size: int = 1
     mode: str = "colocated"
     config: dict[str, Any] = field(default_factory=lambda: zero(1))
@@ -170,9 +170,9 @@ def build(case: Case, hosting: Sequence[Any]) -> nn.Module:
         activation_checkpointing=case.checkpointing,
         freeze=case.freeze,
         conditional=None if case.conditional is None else ConditionalConfig.model_validate(case.conditional),
-        **_decoder_keys(case),
+        **_decoder_keys(case.head),
     )
-    shape: ModelShape = shape_of(case) if case.head is None else decoder_shape(config, shape_of(case).vocab_size, 0)
+    shape: ModelShape = SHAPE if case.head is None else decoder_shape(config, SHAPE.vocab_size, 0)
     tasks = tasks_of(case)
     model = build_model(config, shape=shape, tasks=tasks, grouping=grouping_of(case), hosting=hosting, seed=SEED)
     if case.conditional is not None:
@@ -184,18 +184,13 @@ def tasks_of(case: Case) -> TaskSet:
     return TASKS if case.head is None else TOKEN_TASKS
 
 
-def shape_of(case: Case) -> EncoderShape:
-    return SHAPE if case.tensor == 1 else replace(SHAPE, num_heads=4, vocab_size=VOCABULARY + 1)
-
-
-def _decoder_keys(case: Case) -> dict[str, Any]:
+def _decoder_keys(head: str | None) -> dict[str, Any]:
     """Two query heads on each key-value head, with everything that a decoder's attention may have."""
-    if case.head is None:
+    if head is None:
         return {}
-    shape = shape_of(case)
-    sizes = {key: getattr(shape, key) for key in ("hidden_size", "num_layers", "num_heads", "intermediate_size")}
-    decoder = {"num_kv_heads": shape.num_heads // 2, "qk_norm": True, "attention_bias": True, "head": case.head}
-    return sizes | {"family": "decoder", "max_positions": shape.max_positions, "decoder": DecoderConfig(**decoder)}
+    sizes = {key: getattr(SHAPE, key) for key in ("hidden_size", "num_layers", "num_heads", "intermediate_size")}
+    decoder = {"num_kv_heads": 2, "qk_norm": True, "attention_bias": True, "head": head}
+    return sizes | {"family": "decoder", "max_positions": SHAPE.max_positions, "decoder": DecoderConfig(**decoder)}
 
 
 @torch.no_grad()
