@@ -174,14 +174,6 @@ TABLE: tuple[Row, ...] = (
         stages=(0,),
         tensor=True,
     ),
-    Row(
-        False,
-        "partitioned placement was not proven exact with tensor parallelism",
-        "use parallel.placement=colocated, or parallel.tensor=1",
-        routed=True,
-        partitioned=True,
-        tensor=True,
-    ),
     Row(True, "exact", stages=(1, 2), precisions=("fp32",), offload=False, tensor=True),
     Row(
         True,

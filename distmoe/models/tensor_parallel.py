@@ -27,20 +27,23 @@ def check_tensor(shape: ModelShape, tensor: int) -> None:
     Raises:
         ParallelError: Naming the size that ``tensor`` does not divide.
     """
+    larger_vocabulary = -(-shape.vocab_size // tensor) * tensor
+    tokenizer = f"train a tokenizer with a vocabulary of {larger_vocabulary} (tools/train_tokenizer.py)"
     sizes = [
-        ("attention heads", "model.num_heads", shape.num_heads),
-        ("hidden units of the feed-forward parts", "model.intermediate_size", shape.intermediate_size),
-        ("tokens of the vocabulary", "the tokenizer's vocabulary", shape.vocab_size),
+        ("attention heads", "model.num_heads", shape.num_heads, "change model.num_heads"),
+        ("hidden units", "model.intermediate_size", shape.intermediate_size, "change model.intermediate_size"),
+        ("tokens of the vocabulary", "the tokenizer's vocabulary", shape.vocab_size, tokenizer),
     ]
     if isinstance(shape, DecoderShape):
-        sizes.insert(1, ("key-value heads", "model.decoder.num_kv_heads", shape.num_kv_heads))
-    for what, key, size in sizes:
+        key = "model.decoder.num_kv_heads"
+        sizes.insert(1, ("key-value heads", key, shape.num_kv_heads, f"change {key}"))
+    for what, key, size, change in sizes:
         if size % tensor:
             raise ParallelError(
                 f"the {what} cannot be shared equally by the tensor ranks",
                 got=f"{key}={size}, parallel.tensor={tensor}",
                 expected=f"a multiple of {tensor}",
-                remedy=f"change {key}, or set parallel.tensor to a divisor of {size}",
+                remedy=f"{change}, or set parallel.tensor to a divisor of {size}",
             )
 
 

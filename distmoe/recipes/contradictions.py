@@ -151,7 +151,6 @@ def _check_tensor(config: RunConfig) -> None:
         return
     moe = config.model.moe
     unproven = {
-        "parallel.placement=partitioned": config.parallel.placement == "partitioned",
         "structure.learn": config.structure.learn is not None,
         "data.sampling.strategy=uncertainty": config.data.sampling.strategy == "uncertainty",
         "model.conditional": config.model.conditional is not None,

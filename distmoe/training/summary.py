@@ -85,7 +85,7 @@ class Facts:
     settings: DeepSpeedSettings
     pool_sizes: Sequence[Sequence[int]] = ()
     shares: ParameterShares | None = None
-    tensor: int = 1
+    tensor: int = 1  # tensor ranks of each of the placement's ranks
 
     def to_json(self) -> dict[str, Any]:
         """The plain values of ``summary.json``."""
@@ -155,16 +155,16 @@ class Facts:
             f"placement: {placement.mode}, {placement.num_ranks} {ranks} "
             f"in {placement.num_blocks} blocks of {placement.ep_size}"
         ]
+        if len(placement.host_classes) > 1:
+            rows += [
+                f"  {ranks} {_ranks(host.ranks)}: {', '.join(self.tasks[task].name for task in host.tasks)}"
+                for host in placement.host_classes
+            ]
         if self.tensor > 1:
             rows.append(
                 f"tensor parallelism: {self.tensor} neighbouring ranks share the dense matrices of each data rank, "
                 f"{placement.num_ranks * self.tensor} ranks in all; experts are whole on each"
             )
-        if len(placement.host_classes) > 1:
-            rows += [
-                f"  ranks {_ranks(host.ranks)}: {', '.join(self.tasks[task].name for task in host.tasks)}"
-                for host in placement.host_classes
-            ]
         rows.append(
             f"DeepSpeed: {settings.source}, ZeRO-{settings.stage}, {settings.precision}, "
             f"{settings.accumulation_steps} micro-batches per step, {device}"

@@ -124,9 +124,10 @@ CASES = (
     # four ranks
     Case(name="zero1 tensor2, dense decoder", num_ranks=4, tensor=2, dense=True, head="tied"),
     Case(
-        name="zero1 tensor2, decoder tree, two micro-batches",
+        name="zero1 tensor2 partitioned tree, decoder, two micro-batches",
         num_ranks=4,
         tensor=2,
+        mode="partitioned",
         head="per_task",
         partitions=TREE,
         accumulation=2,
@@ -304,6 +305,7 @@ TENSOR = (
     Case(name="zero1 tensor2, frozen embeddings", tensor=2, head="tied", freeze="embeddings"),
     Case(name="zero1 tensor2, skipped step", tensor=2, head="tied", skipped_steps=(2,), accumulation=2),
     Case(name="zero1 tensor4, encoder", num_ranks=4, tensor=4, partitions=TREE),
+    Case(name="zero1 tensor2, decoder tree", num_ranks=4, tensor=2, head="per_task", partitions=TREE, accumulation=2),
     Case(name="zero2 tensor2, dense encoder", num_ranks=4, tensor=2, dense=True, config=zero(2)),
     Case(
         name="zero1 tensor2 ep2, a data rank without tokens", num_ranks=4, tensor=2, ep_size=2, head="tied", idle_rank=1
@@ -315,12 +317,22 @@ TENSOR = (
         ep_size=2,
         config=zero(2, reduce_bucket_size=500),
     ),
+    Case(
+        name="zero1 tensor2 bf16 partitioned",
+        num_ranks=4,
+        tensor=2,
+        mode="partitioned",
+        **FIXED,
+        partitions=TWO,
+        config=zero(1, bf16=BF16),
+    ),
+    Case(name="zero1 tensor2 partitioned, unequal", num_ranks=6, tensor=2, mode="partitioned", partitions=TWO),
 )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize("num_ranks", [2, 4, 6])
 def test_full_cross_product(num_ranks: int) -> None:
     cases = tuple(case for case in (*FULL, *DECODERS, *TENSOR) if case.num_ranks == num_ranks)
     for start in range(0, len(cases), 16):

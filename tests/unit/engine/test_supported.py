@@ -79,7 +79,6 @@ BF16 = {"bf16": {"enabled": True}}
         (sliced(0, routed=False), "ZeRO-0 has no norm over the slices", "zero1_fp32"),
         (sliced(3), "exactly with tensor parallelism", "zero1 or zero2"),
         (sliced(1, fp16={"enabled": True}), "exactly with tensor parallelism", "fp32 or bf16"),
-        (sliced(1, [(2, 1), (2, 1)]), "partitioned placement was not proven", "colocated"),
     ],
 )
 def test_refused_combinations_have_a_reason_and_a_remedy(case: Combination, reason: str, remedy: str) -> None:
@@ -98,6 +97,7 @@ def test_refused_combinations_have_a_reason_and_a_remedy(case: Combination, reas
         routed(2, [(4, 2)], **BF16),
         routed(3, [(4, 2)]),
         sliced(1),
+        sliced(1, [(3, 1), (1, 1)]),
         sliced(2, **BF16),
         combination(settings(0), placement=None, num_ranks=4, routed=False),
         Combination(stage=0, precision="fp32", routed=True, num_ranks=1),

@@ -95,7 +95,7 @@ def test_an_encoders_packed_projection_has_three_sections() -> None:
         ({}, 3, r"attention heads cannot[\s\S]*model.num_heads=4, parallel.tensor=3[\s\S]*a divisor of 4"),
         ({}, 4, r"key-value heads cannot[\s\S]*model.decoder.num_kv_heads=2, parallel.tensor=4"),
         ({"intermediate_size": 33}, 2, r"hidden units[\s\S]*model.intermediate_size=33, parallel.tensor=2"),
-        ({"vocab_size": 51}, 2, r"tokens of the vocabulary[\s\S]*vocabulary=51[\s\S]*a multiple of 2"),
+        ({"vocab_size": 51}, 2, r"tokens of the vocabulary[\s\S]*vocabulary=51[\s\S]*a vocabulary of 52"),
     ],
 )
 def test_sizes_that_cannot_be_cut_are_refused(changes: dict[str, int], tensor: int, text: str) -> None:

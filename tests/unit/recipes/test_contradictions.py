@@ -36,14 +36,9 @@ from distmoe.recipes import resolve
             r"cannot be written while training goes on[\s\S]*checkpoint.asynchronous=false",
         ),
         (
-            "partitioned",
-            ["parallel.tensor=2"],
-            r"cut over ranks[\s\S]*parallel\.tensor=2 with parallel\.placement=partitioned",
-        ),
-        (
             "task_moe_learned",
             ["parallel.tensor=2"],
-            r"parallel\.tensor=2 with structure\.learn[\s\S]*parallel\.tensor=1",
+            r"cut over ranks[\s\S]*parallel\.tensor=2 with structure\.learn[\s\S]*parallel\.tensor=1",
         ),
         ("mtsl", ["parallel.tensor=2", "structure.learn=null"], r"with model\.moe\.unit=block"),
         ("ca_mtl_demo", ["parallel.tensor=2"], r"with data\.sampling\.strategy=uncertainty"),
