@@ -320,8 +320,5 @@ def _read(folder: Path, manifest: Manifest, name: str) -> Parts:
 
 def _fill(fragment: Fragment, whole: Tensor) -> None:
     """Copies this rank's piece of a global tensor."""
-    view = fragment.view
-    assert tuple(whole.shape) == view.global_shape, f"{view.name}: {tuple(whole.shape)} is not {view.global_shape}"
-    index = tuple(slice(start, start + length) for start, length in zip(view.offset, view.local_shape, strict=True))
-    local = whole[index].reshape(-1)
+    local = fragment.view.take(whole).reshape(-1)
     fragment.data.copy_(local[fragment.lo : fragment.lo + fragment.data.numel()])

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from distmoe.checkpoint.global_view import GlobalView
-from distmoe.checkpoint.rectangles import Rectangle, rectangles
+from distmoe.checkpoint.rectangles import Rectangle
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class Fragment:
 
     def chunks(self) -> list[tuple[tuple[int, ...], Rectangle]]:
         """Rectangles of the rank's tensor, each with its offset in the global tensor."""
-        parts = rectangles(self.view.local_shape, self.lo, self.lo + self.data.numel())
-        return [(tuple(a + b for a, b in zip(self.view.offset, part.offset, strict=True)), part) for part in parts]
+        return list(self.view.chunks(self.lo, self.lo + self.data.numel()))
 
 
 class FragmentTensor(Tensor):

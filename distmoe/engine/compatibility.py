@@ -32,6 +32,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "_EXPERT_DATA_PARALLEL_GROUP",
         "_EXPERT_DATA_PARALLEL_GROUP_RANKS",
         "_get_max_expert_size_name",
+        "mpu",
     ),
     "deepspeed.runtime.zero.stage_1_and_2": (
         "DeepSpeedZeroOptimizer.update_lp_params",
@@ -121,6 +122,13 @@ def routed_marker(num_experts: int, ep_size: int) -> nn.Module:
             """Process groups are registered before the engine exists; nothing is left to do."""
 
     return RoutedMarker()
+
+
+def set_mpu(mpu: Any) -> None:
+    """Hands DeepSpeed the run's ``mpu``; None: there is none, not that of an earlier engine in this process."""
+    from deepspeed.utils import groups
+
+    groups.mpu = mpu
 
 
 def is_bf16_optimizer(optimizer: Any) -> bool:

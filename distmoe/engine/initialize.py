@@ -7,16 +7,16 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-import torch.distributed as dist
 from torch import nn
 
 from distmoe.checkpoint.global_view import global_views
-from distmoe.engine import supported
+from distmoe.engine import compatibility, supported
 from distmoe.engine.compatibility import routed_marker
 from distmoe.engine.config import OptimizerConfig
 from distmoe.engine.ds_config import DeepSpeedSettings
 from distmoe.engine.engine import Engine
 from distmoe.engine.hosted import HostedModel
+from distmoe.engine.mpu import ModelParallelUnit
 from distmoe.engine.optimizer import build_optimizer
 from distmoe.engine.param_groups import build_param_groups, tag_pools
 from distmoe.engine.replica_registry import register
@@ -39,7 +39,7 @@ def initialize(
     """Hosts a model in DeepSpeed. Collective: all ranks call it, after ``init_distributed``.
 
     Args:
-        model: From ``build_model``, with this rank's pools; its forward takes one batch.
+        model: From ``build_model``, with this rank's pools and slices; its forward takes one batch.
         settings: From :func:`distmoe.engine.ds_config.resolve`.
         optimizer: Learning rates, weight decay, clipping.
         process_groups: From ``process_groups.create``; its replica classes are registered with DeepSpeed.
@@ -56,8 +56,10 @@ def initialize(
     held = dict(parameter_roles(model, frozen=True) if roles is None else roles)
     roles = dict(parameter_roles(model) if roles is None else roles)
     pools = [name for name, role in held.items() if role.kind == "pool"]
-    num_ranks = dist.get_world_size()
-    supported.check(settings, placement=placement, num_ranks=num_ranks, routed=bool(pools))
+    grid = process_groups.grid
+    supported.check(
+        settings, placement=placement, num_ranks=grid.num_data_ranks, routed=bool(pools), tensor=grid.tensor
+    )
     _check_device(settings)
     replica_classes = process_groups.replica_classes if pools else ()
     tag_pools(model, roles=held, replica_classes=replica_classes)
@@ -66,13 +68,15 @@ def initialize(
     check_ranks(model, param_groups, replica_classes, needs_symmetry=needs_symmetry)
     if pools:
         register(process_groups)
+    mpu = None if process_groups.parallel_state is None else ModelParallelUnit(process_groups.parallel_state)
+    compatibility.set_mpu(mpu)
     # ZeRO-1/2 insist that a model with experts trains some, and need nothing for frozen ones but their tags. ZeRO-3
     # cuts frozen ones as well, and without the marker it would do so over ranks that hold other experts.
     marked = pools if settings.stage == 3 else [name for name in pools if name in roles]
     hosted = HostedModel(model, marker=_marker(model, marked, placement))
     if settings.stage == 3:
         _prepare_stage3(model)
-    views = global_views(model)  # before ZeRO-3 empties the parameters
+    views = global_views(model, grid=grid)  # before ZeRO-3 empties the parameters
 
     # DeepSpeed prints tables of memory on its way; its warnings go through its logger and stay.
     with contextlib.redirect_stdout(io.StringIO()):
@@ -80,10 +84,12 @@ def initialize(
             model=hosted,
             optimizer=build_optimizer(param_groups, config=optimizer),
             config=_values(settings, routed=bool(pools)),
+            mpu=mpu,
             dist_init_required=False,
         )
     topology = {
-        "num_ranks": num_ranks,
+        "num_ranks": grid.num_ranks,
+        "tensor": grid.tensor,
         "ep_size": placement.ep_size if placement is not None else 1,
         "placement": placement.mode if placement is not None else "colocated",
         "zero_stage": settings.stage,

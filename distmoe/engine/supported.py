@@ -21,7 +21,7 @@ class Combination:
         stage: ZeRO stage.
         precision: fp32, bf16 or fp16.
         routed: Whether the model has routed layers.
-        num_ranks: World size.
+        num_ranks: Data ranks.
         partitioned: Whether some ranks lack some task groups.
         uniform: Whether, at each layer, all spans have equally many blocks: experts have equally many copies.
         symmetric: Whether all ranks hold equally many expert elements at each layer.
@@ -29,6 +29,7 @@ class Combination:
         accumulates: Whether there is more than one micro-batch per step.
         overlap_comm: Whether reductions run beside the backward pass.
         offload: Whether the optimizer lives in host memory.
+        tensor: Whether dense matrices are cut over tensor ranks.
     """
 
     stage: int
@@ -42,6 +43,7 @@ class Combination:
     accumulates: bool = False
     overlap_comm: bool = False
     offload: bool = False
+    tensor: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Row:
     accumulates: bool | None = None
     overlap_comm: bool | None = None
     offload: bool | None = None
+    tensor: bool | None = None
 
     def matches(self, case: Combination) -> bool:
         flags = (
@@ -73,6 +76,7 @@ class Row:
             "accumulates",
             "overlap_comm",
             "offload",
+            "tensor",
         )
         return (
             (self.stages is None or case.stage in self.stages)
@@ -98,6 +102,7 @@ class Row:
             "accumulates": ("several micro-batches", "one micro-batch"),
             "overlap_comm": ("overlap_comm", "no overlap_comm"),
             "offload": ("optimizer offload", "no offload"),
+            "tensor": ("tensor parallelism", "no tensor parallelism"),
         }
         for flag, (yes, no) in names.items():
             value = getattr(self, flag)
@@ -162,6 +167,29 @@ TABLE: tuple[Row, ...] = (
         fp32_accumulation=True,
         offload=False,
     ),
+    Row(
+        False,
+        "DeepSpeed's ZeRO-0 has no norm over the slices of tensor ranks",
+        "use a ZeRO-1 file, for example zero1_fp32",
+        stages=(0,),
+        tensor=True,
+    ),
+    Row(True, "exact", stages=(1, 2), precisions=("fp32",), offload=False, tensor=True),
+    Row(
+        True,
+        "exact up to rounding",
+        stages=(1, 2),
+        precisions=("bf16",),
+        fp32_accumulation=True,
+        offload=False,
+        tensor=True,
+    ),
+    Row(
+        False,
+        "no test has shown that this trains exactly with tensor parallelism",
+        "use zero1 or zero2 with fp32 or bf16, without offload, or set parallel.tensor=1",
+        tensor=True,
+    ),
     Row(True, "exact", stages=(0,), precisions=("fp32",)),
     Row(True, "exact", stages=(1, 2), precisions=("fp32", "bf16"), offload=True),
     Row(True, "exact", stages=(1,), precisions=("fp32",), partitioned=True),
@@ -179,7 +207,7 @@ TABLE: tuple[Row, ...] = (
 
 
 def combination(
-    settings: DeepSpeedSettings, *, placement: Placement | None, num_ranks: int, routed: bool
+    settings: DeepSpeedSettings, *, placement: Placement | None, num_ranks: int, routed: bool, tensor: int = 1
 ) -> Combination:
     """Describes a run; ``placement`` may be None for a dense model."""
     layers = placement.layers if placement is not None and routed else ()
@@ -195,6 +223,7 @@ def combination(
         accumulates=settings.accumulation_steps > 1,
         overlap_comm=settings.overlap_comm,
         offload=settings.offload,
+        tensor=tensor > 1,
     )
 
 
@@ -209,6 +238,7 @@ def check(
     placement: Placement | None,
     num_ranks: int,
     routed: bool,
+    tensor: int = 1,
     spans_may_change: bool = False,
 ) -> None:
     """Refuses a run that would not train exactly.
@@ -216,14 +246,15 @@ def check(
     Args:
         settings: DeepSpeed's.
         placement: Of the run; None for a dense model.
-        num_ranks: World size.
+        num_ranks: Data ranks.
         routed: Whether the model has routed layers.
+        tensor: Tensor ranks per data rank.
         spans_may_change: Task groups will be merged and placed anew: what only equal spans allow is refused now.
 
     Raises:
         ConfigError: With the row's reason and remedy.
     """
-    case = combination(settings, placement=placement, num_ranks=num_ranks, routed=routed)
+    case = combination(settings, placement=placement, num_ranks=num_ranks, routed=routed, tensor=tensor)
     if spans_may_change and case.partitioned:
         case = replace(case, uniform=False, symmetric=False)
     row = lookup(case)

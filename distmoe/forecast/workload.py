@@ -128,6 +128,13 @@ def make_workload(
             expected="model.moe.unit=ffn",
             remedy="forecast the model with model.moe.unit=ffn: its communication is an upper bound",
         )
+    if config.parallel.tensor > 1:
+        raise ConfigError(
+            "forecasts know data and expert parallelism, not matrices that are cut over ranks",
+            got=f"parallel.tensor={config.parallel.tensor}",
+            expected="parallel.tensor=1",
+            remedy="measure a short run on the target machine, or forecast with parallel.tensor=1",
+        )
     shape = resolve_shape(config.model, sources.vocab_size, sources.pad_token_id)
     routed = routed_layers(config.model.moe, shape.num_layers)
     grouping = resolve_grouping(config.structure, sources.tasks, len(routed))

@@ -84,8 +84,9 @@ def reachable(place: Hosts, config: RunConfig) -> Hosts:
     raise ParallelError(
         "no smaller set of hosts fits the run",
         got=f"{len(alive)} of {len(place.slots)} hosts answer: {' '.join(alive) or 'none'}",
-        expected="a number of ranks that divides data.batch_size and is a multiple of parallel.ep_size",
-        remedy="repair the hosts, or change data.batch_size or parallel.ep_size",
+        expected="a multiple of parallel.tensor; the ranks divided by it divide data.batch_size and are a multiple of "
+        "parallel.ep_size",
+        remedy="repair the hosts, or change data.batch_size, parallel.ep_size or parallel.tensor",
     )
 
 

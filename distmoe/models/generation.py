@@ -71,11 +71,11 @@ def generate(
         empty_cache(
             num_rows=len(rows),
             num_slots=longest + max_new_tokens,
-            num_kv_heads=model.shape.num_kv_heads,
+            num_kv_heads=layer.attention.num_kv_heads,  # type: ignore[union-attr, arg-type]
             head_size=model.shape.head_size,
             like=table_VD,
         )
-        for _ in model.decoder.layers
+        for layer in model.decoder.layers
     ]
     ends = torch.tensor(sorted(end_token_ids), dtype=torch.int64, device=device)
     running_B = torch.full((len(rows),), bool(prompts), device=device)

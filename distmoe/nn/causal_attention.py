@@ -93,7 +93,7 @@ class CausalAttention(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.head_size, self.dropout = head_size, dropout
+        self.num_kv_heads, self.head_size, self.dropout = num_kv_heads, head_size, dropout
         self.shares_keys = num_kv_heads != num_heads
         self.q = nn.Linear(hidden_size, num_heads * head_size, bias=bias)
         self.k = nn.Linear(hidden_size, num_kv_heads * head_size, bias=bias)

@@ -46,8 +46,12 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[..., D]`` to ``[..., D]``; the residual is the caller's."""
+        return F.linear(self.hidden(x), self.w_out, self.b_out)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """The activations ``[..., F]`` in between."""
         h = F.linear(x, self.w_in, self.b_in)
         if self.gated:
             gate, up = h.chunk(2, dim=-1)
-            return F.linear(self.act(gate) * up, self.w_out)
-        return F.linear(self.act(h), self.w_out, self.b_out)
+            return self.act(gate) * up
+        return self.act(h)

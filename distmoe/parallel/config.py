@@ -17,6 +17,12 @@ class ParallelConfig(Section):
     ep_size: int = Field(
         1, gt=0, description="Consecutive ranks that share one copy of the experts; keep it inside a node."
     )
+    tensor: int = Field(
+        1,
+        gt=0,
+        description="Neighbouring ranks that share every dense matrix (tensor parallelism); they see the same batch, "
+        "experts are whole on each. Divides the ranks; keep it inside a node. Needs megatron-core: distmoe[lm].",
+    )
     timeout_minutes: float = Field(10.0, gt=0, description="A collective that waits longer ends the job.")
     silence_seconds: float = Field(
         60.0,

@@ -13,6 +13,11 @@ Drawn: 4 ranks, ep_size 1, layer 0 shared by all tasks, layer 1 cut into spans o
     two spans of two blocks each:
     ep_size_1_2-2    (1,)    {0 1} {2 3}                   {0 2} {1 3}        uniform: 2 x 2 = 4 ranks
 
+With tensor parallelism (:class:`~distmoe.parallel.rank_grid.RankGrid`) the ranks of placements and drawings are data
+ranks, and every process group above exists once per tensor rank: experts are copies on tensor neighbours, and their
+tokens and gradients never cross to another tensor rank. Here, in a :class:`ReplicaClass` and to DeepSpeed, ranks are
+those of the run.
+
 Names are for DeepSpeed, which reads the third part as a number, takes the largest, and then wants ``ep_size_<largest>``
 to exist; hence :attr:`ProcessGroups.alias`.
 """
@@ -20,15 +25,18 @@ to exist; hence :attr:`ProcessGroups.alias`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from distmoe.errors import ParallelError
 from distmoe.parallel.exchange_call import ExchangeObserver
+from distmoe.parallel.megatron import end_parallel_state, start_parallel_state
 from distmoe.parallel.placement import Placement
+from distmoe.parallel.rank_grid import RankGrid
 from distmoe.parallel.replicas import Layout, layouts_of, one_span
 from distmoe.tasks import TaskGrouping
 
@@ -66,9 +74,9 @@ class ReplicaClass:
         edp_ranks: Ranks with a copy of this rank's experts.
         ep_group: Process group of ``ep_ranks``; None without torch.distributed.
         edp_group: Process group of ``edp_ranks``; None without torch.distributed.
-        uniform: Whether ``ep_ranks`` x ``edp_ranks`` covers the world, which ZeRO-3 and ``BF16_Optimizer`` need for
-            their gradient norm. False when spans have different numbers of blocks; ZeRO-1/2 sum the norm over the
-            whole world and never read ``ep_group``.
+        uniform: Whether ``ep_ranks`` x ``edp_ranks`` covers all data ranks, which ZeRO-3 and ``BF16_Optimizer`` need
+            for their gradient norm. False when spans have different numbers of blocks; ZeRO-1/2 sum the norm over all
+            ranks and never read ``ep_group``.
     """
 
     name: str
@@ -89,11 +97,19 @@ class ProcessGroups:
         replica_classes: Sorted by name; same names and order on all ranks.
         alias: The class called plainly ``ep_size_<n>`` that DeepSpeed expects to exist; one of ``replica_classes``, or
             an extra one without layers. None without routed layers.
+        grid: The ranks as data x tensor.
+        data: All data ranks of this tensor rank, over which batches are dealt; None without torch.distributed.
+        tensor: The tensor ranks of this data rank; None where there is one.
+        parallel_state: megatron-core's, which made ``data`` and ``tensor``; None where there is one tensor rank.
     """
 
     hosting: tuple[LayerHosting, ...]
     replica_classes: tuple[ReplicaClass, ...]
     alias: ReplicaClass | None
+    grid: RankGrid = field(default_factory=RankGrid)
+    data: ProcessGroup | None = None
+    tensor: ProcessGroup | None = None
+    parallel_state: Any = None
     _created: list[ProcessGroup] = field(default_factory=list, repr=False, compare=False)
 
     def class_of(self, layer: int) -> ReplicaClass:
@@ -107,41 +123,57 @@ class ProcessGroups:
         """
         while self._created:
             dist.destroy_process_group(self._created.pop(0))
+        if self.parallel_state is not None:
+            end_parallel_state()
 
 
 def create(
-    placement: Placement, *, timeout: timedelta | None = None, observers: tuple[ExchangeObserver, ...] = ()
+    placement: Placement,
+    *,
+    tensor: int = 1,
+    timeout: timedelta | None = None,
+    observers: tuple[ExchangeObserver, ...] = (),
 ) -> ProcessGroups:
     """Makes the process groups of a placement; a collective over the world.
 
     Args:
-        placement: Equal on all ranks.
+        placement: Of the data ranks; equal on all ranks.
+        tensor: Tensor ranks per data rank; above 1 it needs megatron-core.
         timeout: Limit of a collective. None: torch's default (30 minutes for gloo, 10 for NCCL), which is not the
             world's.
         observers: Who is told of every all-to-all of routed layers; as many on every rank.
 
     Raises:
         ParallelError: If torch.distributed is not initialised or has another number of ranks than the placement.
+        ConfigError: If ``tensor`` is above 1 and megatron-core is not installed.
     """
     world_size = dist.get_world_size() if dist.is_initialized() else None
-    if world_size != placement.num_ranks:
+    if world_size != placement.num_ranks * tensor:
         raise ParallelError(
             "the placement is for another number of ranks than the run",
             got="torch.distributed is not initialised" if world_size is None else f"{world_size} ranks",
-            expected=f"{placement.num_ranks} ranks",
+            expected=f"{placement.num_ranks * tensor} ranks",
             remedy="initialise torch.distributed first, and place for its world size",
         )
+    grid = RankGrid(dist.get_rank(), world_size, tensor)
+    state = start_parallel_state(tensor, timeout) if tensor > 1 else None
+    data = dist.group.WORLD if state is None else state.get_data_parallel_group()
     layouts, plain = layouts_of(placement), one_span(placement)
     wanted = {ranks for layout in {*layouts, plain} for ranks in layout.rank_sets()} if layouts else set()
-    rank = dist.get_rank()
-    own = _new_groups(wanted, rank, timeout)
-    classes = {layout: _replica_class(layout, layers, rank, own) for layout, layers in layouts.items()}
-    alias = classes.get(plain) or _replica_class(plain, (), rank, own) if layouts else None
+    own = _new_groups(wanted, grid, data, timeout)
+    classes = {layout: _replica_class(layout, layers, grid, own) for layout, layers in layouts.items()}
+    alias = classes.get(plain) or _replica_class(plain, (), grid, own) if layouts else None
     return ProcessGroups(
-        hosting=tuple(_hosting(placement, layer, rank, own, observers) for layer in range(len(placement.layers))),
+        hosting=tuple(
+            _hosting(placement, layer, grid.data_rank, own, observers) for layer in range(len(placement.layers))
+        ),
         replica_classes=tuple(sorted(classes.values(), key=lambda replica_class: replica_class.name)),
         alias=alias,
-        _created=[process_group for process_group in own.values() if process_group is not dist.group.WORLD],
+        grid=grid,
+        data=data,
+        tensor=None if state is None else state.get_tensor_model_parallel_group(),
+        parallel_state=state,
+        _created=[process_group for process_group in own.values() if process_group is not data],
     )
 
 
@@ -168,20 +200,24 @@ def single_process(grouping: TaskGrouping) -> ProcessGroups:
     return ProcessGroups(hosting, (only,), only)
 
 
-def _new_groups(wanted: Iterable[Ranks], rank: int, timeout: timedelta | None) -> dict[Ranks, ProcessGroup]:
-    """Makes one process group per set of ranks and returns those of ``rank``, in the order of creation."""
-    everyone = tuple(range(dist.get_world_size()))
+def _new_groups(
+    wanted: Iterable[Ranks], grid: RankGrid, data: ProcessGroup | None, timeout: timedelta | None
+) -> dict[Ranks, ProcessGroup]:
+    """Makes a process group per set of data ranks and tensor rank; returns this rank's by data ranks, as created."""
+    everyone = tuple(range(grid.num_data_ranks))
     own: dict[Ranks, ProcessGroup] = {}
     for ranks in sorted(wanted):
         if ranks == everyone:
-            # A second communicator over the world would cost memory on every device and buy nothing.
-            assert dist.group.WORLD is not None
-            own[ranks] = dist.group.WORLD
+            # A second communicator over the same ranks would cost memory on every device and buy nothing.
+            assert data is not None
+            own[ranks] = data
             continue
-        # A collective of the world: members or not, all ranks call it.
-        process_group = dist.new_group(list(ranks), timeout=timeout, group_desc=f"distmoe {_spell(ranks)}")
-        if rank in ranks:
-            own[ranks] = process_group
+        for tensor_rank in range(grid.tensor):
+            members = replace(grid, rank=tensor_rank).world_ranks(ranks)
+            # A collective of the world: members or not, all ranks call it.
+            process_group = dist.new_group(list(members), timeout=timeout, group_desc=f"distmoe {_spell(members)}")
+            if grid.rank in members:
+                own[ranks] = process_group
     return own
 
 
@@ -206,13 +242,15 @@ def _hosting(
     )
 
 
-def _replica_class(layout: Layout, layers: tuple[int, ...], rank: int, own: dict[Ranks, ProcessGroup]) -> ReplicaClass:
-    ep_ranks, edp_ranks = layout.ep_ranks(rank), layout.edp_ranks(rank)
+def _replica_class(
+    layout: Layout, layers: tuple[int, ...], grid: RankGrid, own: dict[Ranks, ProcessGroup]
+) -> ReplicaClass:
+    ep_ranks, edp_ranks = layout.ep_ranks(grid.data_rank), layout.edp_ranks(grid.data_rank)
     return ReplicaClass(
         name=layout.name,
         layers=layers,
-        ep_ranks=ep_ranks,
-        edp_ranks=edp_ranks,
+        ep_ranks=grid.world_ranks(ep_ranks),
+        edp_ranks=grid.world_ranks(edp_ranks),
         ep_group=own[ep_ranks],
         edp_group=own[edp_ranks],
         uniform=layout.uniform,

@@ -27,6 +27,7 @@ def check(config: RunConfig) -> None:
     _check_checkpoint(config)
     _check_freeze(config)
     _check_sampling(config)
+    _check_tensor(config)
     if config.model.moe is None:
         _check_dense(config)
     elif config.model.moe.unit == "block":
@@ -142,6 +143,28 @@ def _check_checkpoint(config: RunConfig) -> None:
             expected="one of the two",
             remedy="set checkpoint.asynchronous=false, or checkpoint.format=distmoe",
         )
+
+
+def _check_tensor(config: RunConfig) -> None:
+    """What was not compared with one process, or not written, for matrices cut over ranks."""
+    if config.parallel.tensor == 1:
+        return
+    moe = config.model.moe
+    unproven = {
+        "structure.learn": config.structure.learn is not None,
+        "data.sampling.strategy=uncertainty": config.data.sampling.strategy == "uncertainty",
+        "model.conditional": config.model.conditional is not None,
+        "model.moe.unit=block": moe is not None and moe.unit == "block",
+        "checkpoint.format=deepspeed": config.checkpoint.format == "deepspeed",
+    }
+    for key, is_set in unproven.items():
+        if is_set:
+            raise ConfigError(
+                f"{key} does not know of matrices that are cut over ranks",
+                got=f"parallel.tensor={config.parallel.tensor} with {key}",
+                expected="parallel.tensor=1, or another value of the other key",
+                remedy=f"set parallel.tensor=1, or remove {key}",
+            )
 
 
 def _check_freeze(config: RunConfig) -> None:

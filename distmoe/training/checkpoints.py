@@ -18,6 +18,7 @@ from distmoe.checkpoint.saver import Saver
 from distmoe.data.loader import StepLoader
 from distmoe.engine.engine import Engine
 from distmoe.log import get_logger
+from distmoe.parallel.rank_grid import RankGrid
 from distmoe.seed import seed_all
 from distmoe.tasks import TaskGrouping, TaskSet
 from distmoe.training.config import RunConfig
@@ -41,7 +42,7 @@ class Checkpoints:
         tasks: Recorded in the manifest.
         grouping: Recorded in the manifest.
         saver: Of the run, shared by its structural phases.
-        rank: Of this process.
+        grid: Rank of this process.
     """
 
     def __init__(
@@ -56,9 +57,9 @@ class Checkpoints:
         tasks: TaskSet,
         grouping: TaskGrouping,
         saver: Saver,
-        rank: int,
+        grid: RankGrid,
     ) -> None:
-        self._root, self._config, self._rank = root, config, rank
+        self._root, self._config, self._grid = root, config, grid
         self._engine, self._loader, self._journal, self._state = engine, loader, journal, state
         self._tasks, self._grouping, self._saver = tasks, grouping, saver
 
@@ -114,7 +115,7 @@ class Checkpoints:
     def _save_deepspeed(self) -> None:
         """DeepSpeed's own folder of this step, and of no step whose checkpoint is gone."""
         folder = self._engine.save_deepspeed(self._root.parent / "deepspeed")
-        if self._rank == 0:
+        if self._grid.rank == 0:
             folders.follow(folder.parent, self._root)
             self._journal.say(f"saved {folder} for DeepSpeed")
 
@@ -147,11 +148,14 @@ class Checkpoints:
         self._loader.load_state_dict(loaded.trainer_state["data"])
         if carrier is None:
             self._journal.load_state_dict(loaded.trainer_state["journal"])
-        if loaded.rank_state is not None:
+        # Tensor neighbours draw the same numbers: a rank's own are of use at the same degree only.
+        if loaded.rank_state is not None and manifest.topology.get("tensor", 1) == self._grid.tensor:
             set_rng_state(loaded.rank_state)
         else:
-            seed_all(self._config.run.seed, "resumed", self._state.step, self._rank)
-            _log.warning("the number of ranks has changed: dropout draws other numbers than it would have")
+            seed_all(self._config.run.seed, "resumed", self._state.step, self._grid.data_rank)
+            _log.warning(
+                "the number of data or tensor ranks has changed: dropout draws other numbers than it would have"
+            )
 
     def load_best_weights(self) -> int | None:
         """Puts the weights of the best checkpoint into the model, for a last evaluation; returns its step. Collective.

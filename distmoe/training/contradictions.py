@@ -10,20 +10,25 @@ from pathlib import Path
 
 from distmoe.errors import ConfigError, ParallelError
 from distmoe.moe.config import MoEConfig
+from distmoe.parallel.megatron import megatron_tensor
+from distmoe.parallel.rank_grid import RankGrid
 from distmoe.tasks import TaskGrouping, TaskSet
 from distmoe.training.config import RunConfig
 from distmoe.training.text_scores import require_scorers
 
 
 def check_environment(config: RunConfig, *, num_ranks: int) -> None:
-    """Refuses what does not fit the number of processes or the file system.
+    """Refuses what does not fit the number of processes, the installed libraries or the file system.
 
     Raises:
         ConfigError: Naming the keys that do not fit.
-        ParallelError: If ranks cannot be cut into blocks.
+        ParallelError: If ranks cannot be cut into tensor neighbours or blocks.
     """
-    _check_ranks(config, num_ranks)
-    _check_batch(config, num_ranks)
+    num_data_ranks = RankGrid(0, num_ranks, config.parallel.tensor).num_data_ranks
+    if config.parallel.tensor > 1:
+        megatron_tensor()
+    _check_ranks(config, num_data_ranks)
+    _check_batch(config, num_data_ranks)
     if config.model.moe is not None:
         _check_experts(config.model.moe, config.parallel.ep_size)
     _check_folders(config)
@@ -175,7 +180,7 @@ def _check_ranks(config: RunConfig, num_ranks: int) -> None:
     if num_ranks % ep_size:
         raise ParallelError(
             "the ranks cannot be cut into blocks of parallel.ep_size",
-            got=f"{num_ranks} ranks, parallel.ep_size={ep_size}",
+            got=f"{_ranks(config, num_ranks)}, parallel.ep_size={ep_size}",
             expected=f"a divisor of {num_ranks}",
             remedy="change parallel.ep_size, or start another number of processes (deepspeed --num_gpus)",
         )
@@ -186,17 +191,24 @@ def _check_batch(config: RunConfig, num_ranks: int) -> None:
     if batch % num_ranks:
         raise ConfigError(
             "data.batch_size cannot be shared equally by the ranks",
-            got=f"data.batch_size={batch}, {num_ranks} ranks",
+            got=f"data.batch_size={batch}, {_ranks(config, num_ranks)}",
             expected=f"a multiple of {num_ranks}",
             remedy=f"set data.batch_size={_next_multiple(batch, num_ranks)}",
         )
     if micro is not None and batch % (num_ranks * micro):
         raise ConfigError(
             "data.batch_size is not a whole number of micro-batches",
-            got=f"data.batch_size={batch}, data.micro_batch_size={micro} on {num_ranks} ranks",
+            got=f"data.batch_size={batch}, data.micro_batch_size={micro} on {_ranks(config, num_ranks)}",
             expected=f"a multiple of {num_ranks * micro}",
             remedy=f"set data.batch_size={_next_multiple(batch, num_ranks * micro)}, or another data.micro_batch_size",
         )
+
+
+def _ranks(config: RunConfig, num_data_ranks: int) -> str:
+    tensor = config.parallel.tensor
+    if tensor == 1:
+        return f"{num_data_ranks} ranks"
+    return f"{num_data_ranks} data ranks ({num_data_ranks * tensor} ranks, parallel.tensor={tensor})"
 
 
 def _more_experts(moe: MoEConfig, num_task_groups: int, ep_size: int) -> str:

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from distmoe.data.batch import TaskBatch
 from distmoe.models.output import TokenOutput
@@ -115,6 +116,7 @@ def evaluate(
     tasks: TaskSet,
     sizes: tuple[int, ...],
     answers: Answers | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> Evaluation:
     """Runs the model over a split and scores it; collective, equal result on all ranks.
 
@@ -125,6 +127,7 @@ def evaluate(
         tasks: The run's tasks.
         sizes: Examples of the split per task id; 0 where a task has no such split.
         answers: Generates what tasks that are scored by text need; None where there is no such task.
+        process_group: Ranks that see different batches; None: all.
     """
     began = time.monotonic()
     regression_N = regression_mask(tasks, engine.device)
@@ -136,7 +139,7 @@ def evaluate(
             if answers is not None:
                 answers.add(batch)
     own = torch.cat(chunks) if chunks else torch.zeros(0, _COLUMNS, dtype=torch.float64, device=engine.device)
-    rows = gather_rows(own).cpu().numpy()
+    rows = gather_rows(own, process_group).cpu().numpy()
     _check_complete(rows, sizes, split)
     by_text = {} if answers is None else answers.scores()
     # Sorted by example, so that float sums do not depend on how the examples were dealt to ranks.
@@ -146,19 +149,24 @@ def evaluate(
     return Evaluation(split, results, macro(row.score for row in results), time.monotonic() - began, losses)
 
 
-def gather_rows(rows_RC: Tensor) -> Tensor:
-    """Concatenates every rank's rows, in rank order. Collective: 1 sizes, 2 rows padded to the longest."""
+def gather_rows(rows_RC: Tensor, process_group: ProcessGroup | None = None) -> Tensor:
+    """Concatenates every rank's rows, in rank order. Collective: 1 sizes, 2 rows padded to the longest.
+
+    Args:
+        rows_RC: This rank's.
+        process_group: Of the ranks; None: all.
+    """
     if not is_distributed():
         return rows_RC
-    world_size = dist.get_world_size()
+    world_size = dist.get_world_size(process_group)
     size = torch.tensor([rows_RC.shape[0]], dtype=torch.int64, device=rows_RC.device)
     sizes = torch.zeros(world_size, dtype=torch.int64, device=rows_RC.device)
-    dist.all_gather_into_tensor(sizes, size)
+    dist.all_gather_into_tensor(sizes, size, group=process_group)
     counts = sizes.tolist()
     padded = rows_RC.new_zeros(max(counts), rows_RC.shape[1])
     padded[: rows_RC.shape[0]] = rows_RC
     gathered = rows_RC.new_zeros(world_size * max(counts), rows_RC.shape[1])
-    dist.all_gather_into_tensor(gathered, padded)
+    dist.all_gather_into_tensor(gathered, padded, group=process_group)
     blocks = gathered.view(world_size, max(counts), rows_RC.shape[1])
     return torch.cat([block[:count] for block, count in zip(blocks, counts, strict=True)])
 

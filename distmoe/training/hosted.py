@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from distmoe.checkpoint.import_hf import load_pretrained
@@ -12,6 +12,7 @@ from distmoe.engine.initialize import initialize
 from distmoe.log import get_logger
 from distmoe.models.build import MultiTaskModel, build_model
 from distmoe.models.routed_layer import RoutedLayer
+from distmoe.models.tensor_parallel import cut_over_tensor_ranks
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.nn.conditional.counts import ParameterShares
 from distmoe.parallel import process_groups
@@ -59,11 +60,17 @@ def host_model(
     if config.parallel.guard:
         observers += (CollectiveGuard(),)
     groups = process_groups.create(
-        placement, timeout=timedelta(minutes=config.parallel.timeout_minutes), observers=observers
+        placement,
+        tensor=config.parallel.tensor,
+        timeout=timedelta(minutes=config.parallel.timeout_minutes),
+        observers=observers,
     )
     model = agreement.run(lambda: _build_model(config, plan, groups))
     top_k = 0 if config.model.moe is None else config.model.moe.top_k
     parameters = summary.count_parameters(model, pool_sizes=plan.pool_sizes(config.model.moe), top_k=top_k)
+    if groups.tensor is not None:
+        cut_over_tensor_ranks(model, groups.tensor)
+        parameters = replace(parameters, per_rank=sum(parameter.numel() for parameter in model.parameters()))
     routed = (RoutedFeedForward, RoutedLayer)
     traffic = tuple(module.traffic for module in model.modules() if isinstance(module, routed))
     engine = agreement.run(

@@ -47,7 +47,7 @@ class Journal:
         monitor: Where lines go.
         progress: What the person sees.
         lr: Peak learning rate.
-        rank: Of this process.
+        rank: Data rank of this process.
         traffic: What this rank's all-to-alls send, per routed layer.
         hosts: Per routed layer, the ranks that host the same task groups as this one.
     """

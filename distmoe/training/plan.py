@@ -11,10 +11,12 @@ from distmoe.engine.ds_config import DeepSpeedSettings
 from distmoe.models.build import check_layers
 from distmoe.models.layer_plan import routed_layers
 from distmoe.models.shape import ModelShape, resolve_shape
+from distmoe.models.tensor_parallel import check_tensor
 from distmoe.moe.config import MoEConfig
 from distmoe.parallel.config import ParallelConfig
 from distmoe.parallel.env import RankEnv, device
 from distmoe.parallel.placement import Placement, place
+from distmoe.parallel.rank_grid import RankGrid
 from distmoe.tasks import TaskGrouping, TaskSet
 from distmoe.training.config import RunConfig
 from distmoe.training.contradictions import check_answers, check_positions, check_structure, check_unit
@@ -33,7 +35,7 @@ class Plan:
         grouping: Who shares them.
         settings: DeepSpeed's configuration, completed.
         parallel: How ranks are used.
-        num_ranks: World size.
+        num_ranks: Data ranks.
         learning: Whether structural learning will change the grouping.
     """
 
@@ -74,6 +76,7 @@ class Plan:
             placement=placement,
             num_ranks=self.num_ranks,
             routed=routed,
+            tensor=self.parallel.tensor,
             spans_may_change=self.learning,
         )
         return placement
@@ -85,19 +88,21 @@ def make_plan(config: RunConfig, env: RankEnv) -> Plan:
     Raises:
         DistmoeError: If any two of its parts contradict each other.
     """
-    micro_batch_size = config.data.micro_batch_size or config.data.batch_size // env.world_size
+    num_ranks = RankGrid(env.rank, env.world_size, config.parallel.tensor).num_data_ranks
+    micro_batch_size = config.data.micro_batch_size or config.data.batch_size // num_ranks
     settings = ds_config.resolve(
         config.parallel.deepspeed,
         optimizer=config.optimizer,
         micro_batch_size=micro_batch_size,
-        accumulation_steps=config.data.batch_size // (micro_batch_size * env.world_size),
-        num_ranks=env.world_size,
+        accumulation_steps=config.data.batch_size // (micro_batch_size * num_ranks),
+        num_ranks=num_ranks,
         device_type=device(env).type,
     )
     sources = open_sources(config)
     shape = resolve_shape(config.model, sources.vocab_size, sources.pad_token_id)
     check_positions(config, shape.max_positions)
     check_layers(config.model, shape, sources.tasks)
+    check_tensor(shape, config.parallel.tensor)
     check_answers(config, sources.tasks, max_positions=shape.max_positions, zero_stage=settings.stage)
     if config.data.sampling.strategy == "uncertainty":
         check_uncertainty(config.data, sources.tasks)
@@ -119,7 +124,7 @@ def make_plan(config: RunConfig, env: RankEnv) -> Plan:
         grouping=grouping,
         settings=settings,
         parallel=config.parallel,
-        num_ranks=env.world_size,
+        num_ranks=num_ranks,
         learning=config.structure.learn is not None,
     )
     if config.parallel.placement == "colocated":

@@ -66,7 +66,8 @@ def build_run(
     whereabouts.at("building model and engine")
     workshop = Workshop(config, folder, plan, data, probe, _saver(config), agreement, env, whereabouts)
     hosted = workshop.host(plan, placement)
-    seed.seed_all(config.run.seed, "train", env.rank)
+    # Tensor neighbours drop the same states: they compute the same model.
+    seed.seed_all(config.run.seed, "train", hosted.process_groups.grid.data_rank)
 
     agreement.from_rank_0(lambda: claim(folder, config, step=step_of(folder), resume=resume))
     if env.rank == 0:
@@ -131,6 +132,7 @@ def _announce(
         parameters=hosted.parameters,
         pool_sizes=plan.pool_sizes(config.model.moe),
         shares=hosted.shares,
+        tensor=config.parallel.tensor,
         settings=plan.settings,
     )
     write_json(folder.path / SUMMARY_FILE, facts.to_json())

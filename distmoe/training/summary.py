@@ -85,6 +85,7 @@ class Facts:
     settings: DeepSpeedSettings
     pool_sizes: Sequence[Sequence[int]] = ()
     shares: ParameterShares | None = None
+    tensor: int = 1  # tensor ranks of each of the placement's ranks
 
     def to_json(self) -> dict[str, Any]:
         """The plain values of ``summary.json``."""
@@ -102,7 +103,8 @@ class Facts:
                 "ep_size": self.placement.ep_size,
                 "host_classes": [asdict(host) for host in self.placement.host_classes],
             },
-            "num_ranks": self.placement.num_ranks,
+            "num_ranks": self.placement.num_ranks * self.tensor,
+            "tensor": self.tensor,
             "parameters": asdict(self.parameters),
             "shares": None if self.shares is None else asdict(self.shares),
             "zero_stage": self.settings.stage,
@@ -148,15 +150,21 @@ class Facts:
 
     def _parallel_lines(self, config: RunConfig, device: str) -> list[str]:
         placement, settings = self.placement, self.settings
+        ranks = "ranks" if self.tensor == 1 else "data ranks"
         rows = [
-            f"placement: {placement.mode}, {placement.num_ranks} ranks "
+            f"placement: {placement.mode}, {placement.num_ranks} {ranks} "
             f"in {placement.num_blocks} blocks of {placement.ep_size}"
         ]
         if len(placement.host_classes) > 1:
             rows += [
-                f"  ranks {_ranks(host.ranks)}: {', '.join(self.tasks[task].name for task in host.tasks)}"
+                f"  {ranks} {_ranks(host.ranks)}: {', '.join(self.tasks[task].name for task in host.tasks)}"
                 for host in placement.host_classes
             ]
+        if self.tensor > 1:
+            rows.append(
+                f"tensor parallelism: {self.tensor} neighbouring ranks share the dense matrices of each data rank, "
+                f"{placement.num_ranks * self.tensor} ranks in all; experts are whole on each"
+            )
         rows.append(
             f"DeepSpeed: {settings.source}, ZeRO-{settings.stage}, {settings.precision}, "
             f"{settings.accumulation_steps} micro-batches per step, {device}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch.distributed import ProcessGroup
 
 from distmoe.training.agreement import is_distributed
 from distmoe.training.objective import LossBreakdown
@@ -50,6 +51,7 @@ class LossWindow:
         auxiliary_names: Auxiliary losses that every micro-batch has.
         num_counters: Extra numbers to add up over ranks, for example bytes per layer.
         device: Where losses are.
+        process_group: Ranks that see different batches; None: all.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class LossWindow:
         *,
         num_counters: int = 0,
         device: torch.device | str = "cpu",
+        process_group: ProcessGroup | None = None,
     ) -> None:
+        self._process_group = process_group
         self._num_tasks, self._names, self._num_counters = num_tasks, auxiliary_names, num_counters
         size = 4 + 2 * num_tasks + len(auxiliary_names) + num_counters
         self._local = torch.zeros(size, dtype=torch.float64, device=device)
@@ -82,7 +86,7 @@ class LossWindow:
     def reduce(self) -> None:
         """Moves this rank's sums into the sums over all ranks. Collective."""
         if is_distributed():
-            dist.all_reduce(self._local)
+            dist.all_reduce(self._local, group=self._process_group)
         self._global += self._local
         self._local.zero_()
 

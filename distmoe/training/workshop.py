@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from distmoe.checkpoint.carry import Carrier
 from distmoe.checkpoint.manifest import read_manifest
@@ -168,24 +170,23 @@ class Workshop:
         on_trial: bool = False,
     ) -> Run:
         """Everything around the engine."""
-        config, data, env, engine = self.config, self.data, self.env, hosted.engine
+        config, data, engine = self.config, self.data, hosted.engine
+        grid, data_group = hosted.process_groups.grid, hosted.process_groups.data
         pin_memory = engine.device.type == "cuda"
-        loader = self.agreement.run(lambda: _build_loader(config, data, placement, hosted, rank=env.rank))
-        eval_loader = data.eval_loader(placement, rank=env.rank, pin_memory=pin_memory)
+        loader = self.agreement.run(lambda: _build_loader(config, data, placement, hosted, rank=grid.data_rank))
+        eval_loader = data.eval_loader(placement, rank=grid.data_rank, pin_memory=pin_memory)
         alignment = self._alignment(plan, placement, hosted, state)
         objective = Objective(
             plan.tasks,
             plan.grouping,
             pool_sizes=plan.pool_sizes(config.model.moe),
             weights=None if config.model.moe is None else config.model.moe.losses,
-            world_size=env.world_size,
-            all_reduce=_all_reduce if is_distributed() else None,
+            world_size=grid.num_data_ranks,
+            all_reduce=_all_reduce(data_group),
             device=engine.device,
             alignment=alignment,
         )
-        journal = _build_journal(
-            config, plan, placement, hosted, names=objective.auxiliary_names, rank=env.rank, outlets=outlets
-        )
+        journal = _build_journal(config, plan, placement, hosted, names=objective.auxiliary_names, outlets=outlets)
         journal.accounts = loader.accounts
         checkpoints = Checkpoints(
             self.folder.checkpoints,
@@ -197,14 +198,20 @@ class Workshop:
             tasks=plan.tasks,
             grouping=plan.grouping,
             saver=self.saver,
-            rank=env.rank,
+            grid=grid,
         )
 
         def evaluate_split(split: Split) -> Evaluation:
             batches = eval_loader.batches(split)
             answers = data.answers(split, engine.module)
             return evaluate(
-                engine, batches, split=split, tasks=plan.tasks, sizes=data.split_sizes(split), answers=answers
+                engine,
+                batches,
+                split=split,
+                tasks=plan.tasks,
+                sizes=data.split_sizes(split),
+                answers=answers,
+                process_group=data_group,
             )
 
         trainer = Trainer(
@@ -291,10 +298,10 @@ def _build_journal(
     hosted: Hosted,
     *,
     names: tuple[str, ...],
-    rank: int,
     outlets: Outlets,
 ) -> Journal:
     moe, on = config.model.moe, hosted.engine.device
+    grid, data_group, num_layers = hosted.process_groups.grid, hosted.process_groups.data, len(hosted.traffic)
     statistics = None
     if moe is not None:
         statistics = RoutingStatistics(
@@ -306,15 +313,15 @@ def _build_journal(
     return Journal(
         tasks=plan.tasks,
         routed_layers=plan.routed_layers,
-        window=LossWindow(len(plan.tasks), names, num_counters=2 * len(hosted.traffic), device=on),
+        window=LossWindow(len(plan.tasks), names, num_counters=2 * num_layers, device=on, process_group=data_group),
         statistics=statistics,
-        all_reduce=_all_reduce if is_distributed() else None,
+        all_reduce=_all_reduce(data_group),
         monitor=outlets.monitor,
         progress=outlets.progress,
         lr=config.optimizer.lr,
-        rank=rank,
+        rank=grid.data_rank,
         traffic=hosted.traffic,
-        hosts=[placement.span_ranks(layer, rank) for layer in range(len(hosted.traffic))],
+        hosts=[grid.world_ranks(placement.span_ranks(layer, grid.data_rank)) for layer in range(num_layers)],
     )
 
 
@@ -323,6 +330,11 @@ def step_of(folder: RunFolder) -> int:
     return 0 if folder.resume_from is None else read_manifest(folder.resume_from).step
 
 
-def _all_reduce(values: Tensor) -> Tensor:
-    dist.all_reduce(values)
+def _all_reduce(process_group: ProcessGroup | None) -> Callable[[Tensor], Tensor] | None:
+    """Sums over the ranks that see different batches; None on one process."""
+    return partial(_sum_over, process_group=process_group) if is_distributed() else None
+
+
+def _sum_over(values: Tensor, process_group: ProcessGroup | None) -> Tensor:
+    dist.all_reduce(values, group=process_group)
     return values

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -27,7 +28,8 @@ from distmoe.models.decoder_config import DecoderConfig
 from distmoe.models.decoder_shape import decoder_shape
 from distmoe.models.freezing import Freeze
 from distmoe.models.parameters import parameter_roles
-from distmoe.models.shape import EncoderShape
+from distmoe.models.shape import EncoderShape, ModelShape
+from distmoe.models.tensor_parallel import cut_over_tensor_ranks
 from distmoe.moe.config import AuxiliaryLossConfig, GateConfig, MoEConfig
 from distmoe.nn.conditional.config import ConditionalConfig
 from distmoe.nn.conditional.module import conditional_parameters
@@ -41,11 +43,11 @@ SEED, STEPS, VOCABULARY = 3, 5, 23
 WEIGHTS = (4.0, 2.0, 1.0, 1.0)  # mixture weights of the four tasks: unequal spans when partitioned
 
 SHAPE = EncoderShape(
-    vocab_size=VOCABULARY,
+    vocab_size=VOCABULARY + 1,
     pad_token_id=0,
     hidden_size=16,
     num_layers=2,
-    num_heads=2,
+    num_heads=4,
     intermediate_size=32,
     max_positions=8,
 )
@@ -94,11 +96,16 @@ class Case:
     skipped_steps: tuple[int, ...] = ()
 
     num_ranks: int = 2
+    tensor: int = 1
     ep_size: int = 1
     mode: str = "colocated"
     config: dict[str, Any] = field(default_factory=lambda: zero(1))
     idle_rank: int | None = None  # has no example at all
     by_task: bool = True  # examples of a task stay on one rank: ranks with disjoint tasks
+
+    @property
+    def num_data_ranks(self) -> int:
+        return self.num_ranks // self.tensor
 
     @property
     def precision(self) -> str:
@@ -133,7 +140,7 @@ def placement_of(case: Case, num_ranks: int | None = None) -> Placement:
     return place(
         grouping_of(case),
         WEIGHTS,
-        num_ranks=num_ranks or case.num_ranks,
+        num_ranks=num_ranks or case.num_data_ranks,
         ep_size=case.ep_size,
         mode=case.mode,  # type: ignore[arg-type]
     )
@@ -165,7 +172,7 @@ def build(case: Case, hosting: Sequence[Any]) -> nn.Module:
         conditional=None if case.conditional is None else ConditionalConfig.model_validate(case.conditional),
         **_decoder_keys(case.head),
     )
-    shape = SHAPE if case.head is None else decoder_shape(config, VOCABULARY, 0)
+    shape: ModelShape = SHAPE if case.head is None else decoder_shape(config, SHAPE.vocab_size, 0)
     tasks = tasks_of(case)
     model = build_model(config, shape=shape, tasks=tasks, grouping=grouping_of(case), hosting=hosting, seed=SEED)
     if case.conditional is not None:
@@ -178,11 +185,11 @@ def tasks_of(case: Case) -> TaskSet:
 
 
 def _decoder_keys(head: str | None) -> dict[str, Any]:
-    """Two query heads on one key-value head, with everything that a decoder's attention may have."""
+    """Two query heads on each key-value head, with everything that a decoder's attention may have."""
     if head is None:
         return {}
     sizes = {key: getattr(SHAPE, key) for key in ("hidden_size", "num_layers", "num_heads", "intermediate_size")}
-    decoder = {"num_kv_heads": 1, "qk_norm": True, "attention_bias": True, "head": head}
+    decoder = {"num_kv_heads": 2, "qk_norm": True, "attention_bias": True, "head": head}
     return sizes | {"family": "decoder", "max_positions": SHAPE.max_positions, "decoder": DecoderConfig(**decoder)}
 
 
@@ -231,7 +238,7 @@ def examples(case: Case, step: int, micro: int) -> list[Example]:
         task = draw(len(TASKS))
         hosts = [
             rank
-            for rank in range(case.num_ranks)
+            for rank in range(case.num_data_ranks)
             if rank != case.idle_rank and (placement is None or task in placement.hosted_tasks(rank))
         ]
         spec = TASKS[task]
@@ -343,19 +350,22 @@ def make_engine(case: Case) -> tuple[Any, Any, Objective, Any]:
         from deepspeed.accelerator import get_accelerator
 
         get_accelerator().is_fp16_supported = lambda: True
-    world = dist.get_world_size()
-    placement = placement_of(case, world)
-    process_groups = create(placement)
+    num_data_ranks = dist.get_world_size() // case.tensor
+    placement = placement_of(case, num_data_ranks)
+    process_groups = create(placement, tensor=case.tensor)
     settings = resolve(
         case.config,
         optimizer=optimizer_config(case),
         micro_batch_size=9,
         accumulation_steps=case.accumulation,
-        num_ranks=world,
+        num_ranks=num_data_ranks,
         device_type="cpu",
     )
+    model = build(case, process_groups.hosting)
+    if process_groups.tensor is not None:
+        cut_over_tensor_ranks(model, process_groups.tensor)
     engine = initialize(
-        build(case, process_groups.hosting),
+        model,
         settings=settings,
         optimizer=optimizer_config(case),
         process_groups=process_groups,
@@ -365,20 +375,20 @@ def make_engine(case: Case) -> tuple[Any, Any, Objective, Any]:
         tasks_of(case),
         grouping_of(case),
         weights=None if case.dense else case.losses,
-        world_size=world,
-        all_reduce=_all_reduce,
+        world_size=num_data_ranks,
+        all_reduce=partial(_all_reduce, process_group=process_groups.data),
     )
     return engine, placement, objective, process_groups
 
 
-def _all_reduce(tensor: Tensor) -> Tensor:
-    dist.all_reduce(tensor)
+def _all_reduce(tensor: Tensor, process_group: Any) -> Tensor:
+    dist.all_reduce(tensor, group=process_group)
     return tensor
 
 
 def train_steps(case: Case, engine: Any, objective: Objective, steps: Sequence[int], trace: Trace) -> None:
     """Runs optimizer steps on this rank; ``trace.losses`` holds the mean over ranks, the objective's value."""
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank, world = dist.get_rank() // case.tensor, dist.get_world_size() // case.tensor
     for step in steps:
         total = torch.zeros(())
         for micro in range(case.accumulation):
@@ -396,7 +406,7 @@ def train_steps(case: Case, engine: Any, objective: Objective, steps: Sequence[i
                 trace.gradients = own_gradients(engine)
             result = engine.step(lr_factor(step))
             dist.all_reduce(total)
-            trace.losses.append(total.item() / world)
+            trace.losses.append(total.item() / dist.get_world_size())  # equal on tensor neighbours
             trace.norms.append(result.grad_norm)
 
 
@@ -464,7 +474,7 @@ def largest_differences(case: Case, answers: Sequence[dict[str, Any]], expected:
         note("loss", torch.tensor(trace.losses), torch.tensor(expected.losses))
         note("norm", torch.tensor(trace.norms), torch.tensor(expected.norms))
         for name, gradient in trace.gradients.items():
-            note("gradient", gradient, _part(expected.gradients[name], views[name]))
+            note("gradient", gradient, views[name].take(expected.gradients[name]))
         for key, view, lo, data in answer["fragments"]:
             kind, name = key.split("/", 1)
             if kind == "buffer":
@@ -473,11 +483,11 @@ def largest_differences(case: Case, answers: Sequence[dict[str, Any]], expected:
             note(
                 "moment" if kind.startswith("exp") else "weight",
                 data,
-                _part(whole, view).flatten()[lo : lo + data.numel()],
+                view.take(whole).flatten()[lo : lo + data.numel()],
             )
-            covered[key][
-                _part(torch.arange(whole.numel()).view(whole.shape), view).flatten()[lo : lo + data.numel()]
-            ] = True
+            covered[key][view.take(torch.arange(whole.numel()).view(whole.shape)).flatten()[lo : lo + data.numel()]] = (
+                True
+            )
     assert all(mask.all() for mask in covered.values()), "some elements belong to no rank"
     return worst
 
@@ -491,13 +501,7 @@ def largest_gradient_error(answers: Sequence[dict[str, Any]], expected: Trace) -
     worst = 0.0
     for answer in answers:
         for name, gradient in answer["trace"].gradients.items():
-            wanted = _part(expected.gradients[name], answer["views"][name])
+            wanted = answer["views"][name].take(expected.gradients[name])
             if wanted.norm() > 0.01 * largest:
                 worst = max(worst, float((gradient - wanted).norm() / wanted.norm()))
     return worst
-
-
-def _part(whole: Tensor, view: Any) -> Tensor:
-    for dim, (start, length) in enumerate(zip(view.offset, view.local_shape, strict=True)):
-        whole = whole.narrow(dim, start, length)
-    return whole

@@ -1,4 +1,4 @@
-"""Generation with experts on two ranks: ranks that have finished, or have nothing to do, run along."""
+"""Generation with experts or slices on two ranks: ranks that have finished, or have nothing to do, run along."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import torch
 import torch.distributed as dist
 
 from distmoe.models.generation import Prompt, generate
+from distmoe.models.tensor_parallel import cut_over_tensor_ranks
 from distmoe.parallel.process_groups import create, single_process
 from tests.distributed.harness import run_ranks
 from tests.distributed.parity import TWO, Case, build, grouping_of, placement_of
 
 CASE = Case(name="generation", head="per_task", ep_size=2, partitions=TWO)
+SLICED = Case(name="generation, slices", head="shared", tensor=2)
 # Rank 1 has a prompt whose answer ends at once, rank 0 three that go on, of tasks of both task groups.
 PROMPTS = [[Prompt([3, 1, 4], 0), Prompt([1], 2), Prompt([5, 9], 3)], [Prompt([2, 6], 1)]]
 NEW_TOKENS = 5
@@ -51,3 +53,18 @@ def test_two_ranks_answer_like_one_process() -> None:
     by_rank = run_ranks(work, 2, first_of_rank_1)
     assert [answers[0] for answers in by_rank] == expected
     assert [answers[1] for answers in by_rank] == [[], expected[0]]
+
+
+def sliced_answers(rank: int) -> list[list[int]]:
+    groups = create(placement_of(SLICED), tensor=2)
+    model = build(SLICED, groups.hosting).eval()
+    cut_over_tensor_ranks(model, groups.tensor)  # type: ignore[arg-type]
+    return generate(model, PROMPTS[0], max_new_tokens=NEW_TOKENS)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_two_tensor_ranks_answer_like_one_process() -> None:
+    """Each has the keys and values of half the heads in its cache."""
+    alone = build(SLICED, single_process(grouping_of(SLICED)).hosting).eval()
+    expected = generate(alone, PROMPTS[0], max_new_tokens=NEW_TOKENS)  # type: ignore[arg-type]
+    assert run_ranks(sliced_answers, 2) == [expected, expected]

@@ -44,6 +44,7 @@ ROUNDING = {"bf16": 0.06, "fp16": 0.01}
 Z3 = {"stage3_param_persistence_threshold": 0}
 SPLIT = {"mode": "partitioned", "gate": "task", "top_k": 1}
 LOW = {"gate": "task", "top_k": 1}  # task-level routes do not flip by rounding
+FIXED = {"gate": "fixed", "top_k": 1}
 BF16_SUMS = {"grad_accum_dtype": "bf16"}
 WHOLE = {"unit": "block", "losses": AuxiliaryLossConfig()}  # a layer per task group
 HALF = {"conditional": COND, "freeze": "lower_half"}
@@ -90,7 +91,7 @@ CASES = (
     Case(name="zero1 dense", dense=True, config=zero(1)),
     Case(name="zero2 dense", dense=True, config=zero(2)),
     Case(name="zero3 dense", dense=True, config=zero(3, **Z3)),
-    Case(name="zero1 bf16", **LOW, config=zero(1, bf16=BF16), accumulation=2),
+    Case(name="zero1 bf16", **FIXED, config=zero(1, bf16=BF16), accumulation=2),
     Case(name="zero1 bf16 partitioned", **SPLIT, partitions=TWO, config=zero(1, bf16=BF16)),
     Case(name="zero1 bf16 sums in bf16", **LOW, config=zero(1, bf16=BF16, data_types=BF16_SUMS)),
     Case(name="zero1 bf16 offload", **LOW, config=zero(1, bf16=BF16, offload_optimizer=OFFLOAD)),
@@ -121,6 +122,29 @@ CASES = (
     Case(name="zero2 decoder ep2, a rank without tokens", head="per_task", ep_size=2, idle_rank=1, config=zero(2)),
     Case(name="zero3 decoder ep2, tied head", head="tied", ep_size=2, config=zero(3, **Z3)),
     # four ranks
+    Case(name="zero1 tensor2, dense decoder", num_ranks=4, tensor=2, dense=True, head="tied"),
+    Case(
+        name="zero1 tensor2 partitioned tree, decoder, two micro-batches",
+        num_ranks=4,
+        tensor=2,
+        mode="partitioned",
+        head="per_task",
+        partitions=TREE,
+        accumulation=2,
+    ),
+    Case(
+        name="zero2 tensor2 ep2, decoder, overlap, recomputation",
+        num_ranks=4,
+        tensor=2,
+        ep_size=2,
+        head="shared",
+        partitions=TWO,
+        checkpointing=True,
+        shared_expert=True,
+        config=zero(2, overlap_comm=True),
+    ),
+    Case(name="zero1 tensor2 ep2 bf16", num_ranks=4, tensor=2, ep_size=2, **FIXED, config=zero(1, bf16=BF16)),
+    Case(name="zero2 tensor2 ep2 bf16", num_ranks=4, tensor=2, ep_size=2, **FIXED, config=zero(2, bf16=BF16)),
     Case(name="zero1 conditional ep2", num_ranks=4, ep_size=2, conditional=COND, accumulation=2),
     Case(name="zero2 conditional ep4, lower half frozen", num_ranks=4, ep_size=4, **HALF, config=zero(2)),
     Case(name="zero1 ep4", num_ranks=4, ep_size=4, config=zero(1)),
@@ -191,10 +215,18 @@ def row_of(case: Case) -> Row:
         optimizer=optimizer_config(case),
         micro_batch_size=9,
         accumulation_steps=case.accumulation,
-        num_ranks=case.num_ranks,
+        num_ranks=case.num_data_ranks,
         device_type="cpu",
     )
-    return lookup(combination(settings, placement=placement_of(case), num_ranks=case.num_ranks, routed=not case.dense))
+    return lookup(
+        combination(
+            settings,
+            placement=placement_of(case),
+            num_ranks=case.num_data_ranks,
+            routed=not case.dense,
+            tensor=case.tensor,
+        )
+    )
 
 
 @lru_cache
@@ -265,11 +297,44 @@ DECODERS = (
 )
 
 
+TENSOR = (
+    Case(name="zero1 tensor2, dense decoder", tensor=2, dense=True, head="shared"),
+    Case(name="zero2 tensor2, decoder, per-task heads", tensor=2, head="per_task", partitions=TWO, config=zero(2)),
+    Case(name="zero1 tensor2, encoder, shared expert", tensor=2, shared_expert=True, checkpointing=True),
+    Case(name="zero2 tensor2, frozen body", tensor=2, freeze="body", **LOW, config=zero(2)),
+    Case(name="zero1 tensor2, frozen embeddings", tensor=2, head="tied", freeze="embeddings"),
+    Case(name="zero1 tensor2, skipped step", tensor=2, head="tied", skipped_steps=(2,), accumulation=2),
+    Case(name="zero1 tensor4, encoder", num_ranks=4, tensor=4, partitions=TREE),
+    Case(name="zero1 tensor2, decoder tree", num_ranks=4, tensor=2, head="per_task", partitions=TREE, accumulation=2),
+    Case(name="zero2 tensor2, dense encoder", num_ranks=4, tensor=2, dense=True, config=zero(2)),
+    Case(
+        name="zero1 tensor2 ep2, a data rank without tokens", num_ranks=4, tensor=2, ep_size=2, head="tied", idle_rank=1
+    ),
+    Case(
+        name="zero2 tensor2 ep2, small buckets",
+        num_ranks=4,
+        tensor=2,
+        ep_size=2,
+        config=zero(2, reduce_bucket_size=500),
+    ),
+    Case(
+        name="zero1 tensor2 bf16 partitioned",
+        num_ranks=4,
+        tensor=2,
+        mode="partitioned",
+        **FIXED,
+        partitions=TWO,
+        config=zero(1, bf16=BF16),
+    ),
+    Case(name="zero1 tensor2 partitioned, unequal", num_ranks=6, tensor=2, mode="partitioned", partitions=TWO),
+)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize("num_ranks", [2, 4, 6])
 def test_full_cross_product(num_ranks: int) -> None:
-    cases = tuple(case for case in (*FULL, *DECODERS) if case.num_ranks == num_ranks)
+    cases = tuple(case for case in (*FULL, *DECODERS, *TENSOR) if case.num_ranks == num_ranks)
     for start in range(0, len(cases), 16):
         part = cases[start : start + 16]
         for case, found in zip(part, answers(part), strict=True):

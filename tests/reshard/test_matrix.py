@@ -28,11 +28,11 @@ SAVED, LAST = 3, 8
 TOLERANCE = 1e-6  # sums over ranks have another order; parameters and losses are of size 1
 
 
-def _case(name: str, ranks: int, ep_size: int, stage: int, mode: str = "colocated") -> Case:
+def _case(name: str, ranks: int, ep_size: int, stage: int, mode: str = "colocated", tensor: int = 1) -> Case:
     # Persistent parameters would not be cut by ZeRO-3 at all; 16 experts: a task group's 8 are dealt to 4 ranks.
     config = zero(stage, stage3_param_persistence_threshold=0) if stage == 3 else zero(stage)
-    return Case(name=name, num_ranks=ranks, ep_size=ep_size, mode=mode, config=config, partitions=TWO, num_experts=16,
-                accumulation=2)  # fmt: skip
+    return Case(name=name, num_ranks=ranks, tensor=tensor, ep_size=ep_size, mode=mode, config=config,
+                partitions=TWO, num_experts=16, accumulation=2)  # fmt: skip
 
 
 CASES = (
@@ -42,6 +42,8 @@ CASES = (
     _case("4 ranks, EP 2, ZeRO-1, partitioned", 4, 2, 1, "partitioned"),
     _case("4 ranks, EP 4, ZeRO-2", 4, 4, 2),
     _case("2 ranks, ZeRO-3", 2, 1, 3),
+    _case("2 ranks, TP 2, ZeRO-2", 2, 1, 2, tensor=2),
+    _case("4 ranks, TP 2, EP 2, ZeRO-1", 4, 2, 1, tensor=2),
 )
 BY_NAME = {case.name: case for case in CASES}
 

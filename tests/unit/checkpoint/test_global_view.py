@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from math import prod
+
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from distmoe.checkpoint.global_view import GlobalView, expert_rows, global_views, replicated
+from distmoe.checkpoint.global_view import GlobalView, expert_rows, global_views, replicated, tensor_slice
 from distmoe.moe.experts import ExpertPool
+from distmoe.parallel.rank_grid import RankGrid
 
 
 class Model(nn.Module):
@@ -40,3 +45,39 @@ def test_shapes_given_from_outside_replace_those_of_emptied_parameters() -> None
     assert global_views(model, shapes)["pools.g1.w_in"] == expert_rows(
         "pools.g1.w_in", (2, 5, 4), num_experts=6, first_expert=2
     )
+
+
+def test_a_slice_of_two_sections_has_a_run_of_each() -> None:
+    """Gate rows 0-3 and up rows 4-7 over two tensor ranks: the second holds rows 2 3 and 6 7."""
+    view = tensor_slice("w_in", (4, 3), dim=0, sections=2, grid=RankGrid(rank=3, num_ranks=4, tensor=2))
+    assert view == GlobalView("w_in", (4, 3), (8, 3), (2, 0), sections=2)
+    assert view.take(torch.arange(24).view(8, 3))[:, 0].tolist() == [6, 9, 18, 21]
+    assert [(offset, part.size) for offset, part in view.chunks(4, 10)] == [
+        ((3, 1), (1, 2)),  # the end of row 3 of the global tensor, which is row 1 of this rank's
+        ((6, 0), (1, 3)),
+        ((7, 0), (1, 1)),
+    ]
+
+
+def test_a_slice_of_columns_lies_beside_those_of_lower_ranks() -> None:
+    view = tensor_slice("out", (2, 3), dim=1, sections=1, grid=RankGrid(rank=1, num_ranks=2, tensor=2))
+    assert view == GlobalView("out", (2, 3), (2, 6), (0, 3))
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.lists(st.integers(1, 3), max_size=2), st.data())
+def test_chunks_of_a_slice_are_its_elements_at_their_places_in_the_global_tensor(
+    tensor: int, sections: int, rows: int, rest: list[int], data: st.DataObject
+) -> None:
+    shape = (sections * rows, *rest)
+    grid = RankGrid(rank=data.draw(st.integers(0, tensor - 1)), num_ranks=tensor, tensor=tensor)
+    lo = data.draw(st.integers(0, prod(shape)))
+    hi = data.draw(st.integers(lo, prod(shape)))
+    view = tensor_slice("w", shape, dim=0, sections=sections, grid=grid)
+    whole = torch.arange(prod(view.global_shape)).view(view.global_shape)
+    own = view.take(whole).flatten()
+    seen: list[int] = []
+    for offset, part in view.chunks(lo, hi):
+        box = whole[tuple(slice(a, a + b) for a, b in zip(offset, part.size, strict=True))]
+        assert box.flatten().tolist() == own[part.start : part.stop].tolist()
+        seen += range(part.start, part.stop)
+    assert seen == list(range(lo, hi))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ def test_spans_decide_whether_a_layout_is_partitioned_uniform_and_symmetric() ->
     assert flags((2, 2), (2, 1)) == (True, True, False)
 
 
+def sliced(stage: int, spans: Sequence[tuple[int, int]] = ((4, 1),), routed: bool = True, **values: Any) -> Combination:
+    """Dense matrices cut over two tensor ranks."""
+    return combination(settings(stage, **values), placement=placement(*spans), num_ranks=4, routed=routed, tensor=2)
+
+
 BF16 = {"bf16": {"enabled": True}}
 
 
@@ -70,6 +76,9 @@ BF16 = {"bf16": {"enabled": True}}
             "ZeRO-1 and ZeRO-2 only",
             "zero2_offload",
         ),
+        (sliced(0, routed=False), "ZeRO-0 has no norm over the slices", "zero1_fp32"),
+        (sliced(3), "exactly with tensor parallelism", "zero1 or zero2"),
+        (sliced(1, fp16={"enabled": True}), "exactly with tensor parallelism", "fp32 or bf16"),
     ],
 )
 def test_refused_combinations_have_a_reason_and_a_remedy(case: Combination, reason: str, remedy: str) -> None:
@@ -87,6 +96,9 @@ def test_refused_combinations_have_a_reason_and_a_remedy(case: Combination, reas
         routed(1, [(3, 1), (1, 1)], **BF16, data_types={"grad_accum_dtype": "bf16"}),
         routed(2, [(4, 2)], **BF16),
         routed(3, [(4, 2)]),
+        sliced(1),
+        sliced(1, [(3, 1), (1, 1)]),
+        sliced(2, **BF16),
         combination(settings(0), placement=None, num_ranks=4, routed=False),
         Combination(stage=0, precision="fp32", routed=True, num_ranks=1),
     ],

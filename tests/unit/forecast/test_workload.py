@@ -37,6 +37,11 @@ def test_the_head_of_a_decoder_is_multiplied_also_where_it_is_the_token_table():
     assert workload().vocab_size == 0
 
 
+def test_matrices_cut_over_ranks_are_not_forecast():
+    with pytest.raises(ConfigError, match=r"not matrices that are cut[\s\S]*parallel.tensor=2"):
+        workload("parallel.tensor=2")
+
+
 def test_a_dense_model_has_no_experts():
     found = workload("model.moe=null", "structure.grouping=one")
     assert (found.num_experts, found.expert, found.routed_layers) == (0, 0, ())

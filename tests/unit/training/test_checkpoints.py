@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from distmoe.checkpoint.config import CheckpointConfig
 from distmoe.checkpoint.manifest import MANIFEST_NAME, Manifest
 from distmoe.checkpoint.saver import Saver
 from distmoe.checkpoint.store import LoadedState
+from distmoe.parallel.rank_grid import RankGrid
 from distmoe.seed import seed_all
 from distmoe.tasks import TaskGrouping
 from distmoe.training.checkpoints import Checkpoints
@@ -37,7 +39,7 @@ class _Recorder:
 
 
 def _load(monkeypatch: pytest.MonkeyPatch, loaded: LoadedState, *, rank: int = 0) -> tuple[Any, Any, TrainerState]:
-    monkeypatch.setattr(store, "check", lambda *_, **__: MANIFEST)
+    monkeypatch.setattr(store, "check", lambda *_, **__: loaded.manifest)
     loader, journal, state = _Recorder(), _Recorder(), TrainerState()
     Checkpoints(
         Path("checkpoints"),
@@ -49,7 +51,7 @@ def _load(monkeypatch: pytest.MonkeyPatch, loaded: LoadedState, *, rank: int = 0
         tasks=TASKS,
         grouping=TaskGrouping.one_group(len(TASKS), 1),
         saver=Saver(keep=lambda root: None),
-        rank=rank,
+        grid=RankGrid(rank, 8),
     ).load(Path("checkpoints/step_5"))
     return loader, journal, state
 
@@ -85,7 +87,7 @@ def _saving(root: Path, **options: Any) -> tuple[_Engine, list[str]]:
         tasks=TASKS,
         grouping=TaskGrouping.one_group(len(TASKS), 1),
         saver=Saver(keep=lambda root: None),
-        rank=0,
+        grid=RankGrid(),
     ).save()
     return engine, said
 
@@ -124,7 +126,7 @@ def test_on_another_number_of_ranks_random_states_follow_seed_step_and_rank(
     drawn = torch.rand(3)
     seed_all(0, "resumed", 5, 3)
     assert torch.equal(drawn, torch.rand(3))
-    assert "the number of ranks has changed" in caplog.text
+    assert "the number of data or tensor ranks has changed" in caplog.text
 
 
 def test_an_edited_checkpoint_begins_a_run_with_its_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,3 +136,16 @@ def test_an_edited_checkpoint_begins_a_run_with_its_weights_alone(monkeypatch: p
     assert (loader.state, journal.state, state) == (None, None, TrainerState())
     seed_all(2)
     assert torch.equal(drawn, torch.rand(3))
+
+
+def test_random_states_of_another_tensor_degree_are_not_taken_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As many ranks as now, but pairs of them were tensor neighbours, which draw alike; data ranks must not."""
+    written = replace(MANIFEST, topology={"tensor": 2})
+    with caplog.at_level(logging.WARNING):
+        _load(monkeypatch, LoadedState(written, _full(), rng_state()), rank=3)
+    drawn = torch.rand(3)
+    seed_all(0, "resumed", 5, 3)
+    assert torch.equal(drawn, torch.rand(3))
+    assert "the number of data or tensor ranks has changed" in caplog.text

@@ -18,6 +18,14 @@ def config(*overrides: str) -> RunConfig:
     ("overrides", "num_ranks", "kind", "text"),
     [
         (["parallel.ep_size=3", "model.moe.num_experts=9"], 4, ParallelError, r"got: +4 ranks, parallel.ep_size=3"),
+        (["parallel.tensor=4"], 6, ParallelError, r"tensor-parallel neighbours[\s\S]*6 ranks, parallel.tensor=4"),
+        (
+            ["parallel.tensor=2", "parallel.ep_size=4", "model.moe.num_experts=8"],
+            4,
+            ParallelError,
+            r"got: +2 data ranks \(4 ranks, parallel.tensor=2\), parallel.ep_size=4",
+        ),
+        (["parallel.tensor=2", "data.batch_size=3"], 4, ConfigError, r"=3, 2 data ranks[\s\S]*data.batch_size=4"),
         (["data.batch_size=10"], 4, ConfigError, r"data.batch_size=10, 4 ranks[\s\S]*set data.batch_size=12"),
         (
             ["data.batch_size=32", "data.micro_batch_size=5"],

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from distmoe.config import build
 from distmoe.engine import ds_config
 from distmoe.engine.config import OptimizerConfig
@@ -64,3 +66,11 @@ def test_start_up_lines_name_tasks_truncation_groups_placement_and_deepspeed() -
     assert "ranks 1: size" in text
     assert "ZeRO-1, fp32, 4 micro-batches per step, cpu" in text
     assert facts.to_json()["grouping"]["layers"] == [[[0, 2], [1]], [[0, 2], [1]]]
+    assert facts.to_json()["num_ranks"] == 2
+
+    cut = replace(facts, tensor=4)
+    text = "\n".join(cut.lines(config, device="cpu"))
+    assert "partitioned, 2 data ranks in 2 blocks of 1" in text
+    assert "data ranks 1: size" in text
+    assert "4 neighbouring ranks share the dense matrices of each data rank, 8 ranks in all" in text
+    assert cut.to_json()["num_ranks"] == 8

@@ -1,0 +1,85 @@
+"""Cuts the dense matrices of a built model over tensor ranks: one place; the code of the model does not know of it.
+
+Cut are attention (by heads), dense feed-forward parts (by hidden units), the token table and heads over the vocabulary
+(by rows). Whole on every tensor rank, and equal, are norms, other tables, gates, poolers, heads of encoder tasks, and
+experts: a routed layer is computed alike by tensor neighbours, which see the same tokens.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.distributed import ProcessGroup
+
+from distmoe.errors import ParallelError
+from distmoe.models.decoder import Decoder
+from distmoe.models.decoder_shape import DecoderShape
+from distmoe.models.shape import ModelShape
+from distmoe.models.token_heads import TokenHeads
+from distmoe.nn.attention import SelfAttention
+from distmoe.nn.causal_attention import CausalAttention
+from distmoe.nn.embeddings import EncoderEmbeddings
+from distmoe.nn.feed_forward import FeedForward
+
+
+def check_tensor(shape: ModelShape, tensor: int) -> None:
+    """Refuses shapes that cannot be cut into equal parts.
+
+    Raises:
+        ParallelError: Naming the size that ``tensor`` does not divide.
+    """
+    larger_vocabulary = -(-shape.vocab_size // tensor) * tensor
+    tokenizer = f"train a tokenizer with a vocabulary of {larger_vocabulary} (tools/train_tokenizer.py)"
+    sizes = [
+        ("attention heads", "model.num_heads", shape.num_heads, "change model.num_heads"),
+        ("hidden units", "model.intermediate_size", shape.intermediate_size, "change model.intermediate_size"),
+        ("tokens of the vocabulary", "the tokenizer's vocabulary", shape.vocab_size, tokenizer),
+    ]
+    if isinstance(shape, DecoderShape):
+        key = "model.decoder.num_kv_heads"
+        sizes.insert(1, ("key-value heads", key, shape.num_kv_heads, f"change {key}"))
+    for what, key, size, change in sizes:
+        if size % tensor:
+            raise ParallelError(
+                f"the {what} cannot be shared equally by the tensor ranks",
+                got=f"{key}={size}, parallel.tensor={tensor}",
+                expected=f"a multiple of {tensor}",
+                remedy=f"{change}, or set parallel.tensor to a divisor of {size}",
+            )
+
+
+def cut_over_tensor_ranks(model: nn.Module, process_group: ProcessGroup) -> None:
+    """Swaps dense modules of a model for parallel ones that hold this rank's slices; names of parameters stay.
+
+    Call it on the whole model, initialised or loaded, before an engine hosts it. Values are those of the whole model,
+    whatever the number of ranks. No collective; shapes must have passed :func:`check_tensor`.
+
+    Args:
+        model: Of :mod:`distmoe.models`, equal on all ranks apart from its pools.
+        process_group: The tensor ranks.
+    """
+    from distmoe.models import tensor_modules as parallel
+
+    for module in list(model.modules()):
+        if isinstance(module, CausalAttention):
+            parallel.share_input(module, process_group)
+            for name in ("q", "k", "v"):
+                setattr(module, name, parallel.column(getattr(module, name), process_group))
+            module.out = parallel.row(module.out, process_group)  # type: ignore[assignment]
+            module.num_kv_heads //= process_group.size()
+            if module.q_norm is not None and module.k_norm is not None:
+                module.q_norm = parallel.TensorHeadNorm(module.q_norm, process_group)
+                module.k_norm = parallel.TensorHeadNorm(module.k_norm, process_group)
+        elif isinstance(module, SelfAttention):
+            parallel.share_input(module, process_group)
+            module.qkv = parallel.column(module.qkv, process_group, sections=3)  # type: ignore[assignment]
+            module.out = parallel.row(module.out, process_group)  # type: ignore[assignment]
+            module.num_heads //= process_group.size()
+        elif isinstance(module, Decoder):
+            module.embeddings = parallel.token_table(module.embeddings, process_group)  # type: ignore[assignment]
+        elif isinstance(module, EncoderEmbeddings):
+            module.word = parallel.token_table(module.word, process_group)  # type: ignore[assignment]
+        for name, child in list(module.named_children()):
+            if isinstance(child, FeedForward):
+                setattr(module, name, parallel.TensorFeedForward(child, process_group))
+            elif isinstance(child, TokenHeads):
+                setattr(module, name, parallel.TensorTokenHeads(child, process_group))
