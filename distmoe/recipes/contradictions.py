@@ -204,13 +204,11 @@ def _check_learning(config: RunConfig, learn: LearnConfig) -> None:
     if learn.amalgamation is not None:
         _check_steps("amalgamation.steps", learn.amalgamation.steps)
     task_steps = learn.task_steps_of(0)
-    if learn.restart:
-        _check_restart(learn)
     if task_steps + learn.trial_steps_behind >= steps:
         raise ConfigError(
             "the first structural phase would end after training",
-            got=f"structure.learn.task_steps={task_steps} + trial_steps={learn.trial_steps}, "
-            f"schedule.num_steps={steps}",
+            got=f"structure.learn.task_steps={task_steps} + trial_steps={learn.trial_steps_behind}"
+            f"{' (a restart tries beside the task phase)' if learn.restart else ''}, schedule.num_steps={steps}",
             expected=f"fewer than {steps} steps together",
             remedy="raise schedule.num_steps, or shorten structure.learn.task_steps or trial_steps",
         )
@@ -267,6 +265,8 @@ def _check_learning(config: RunConfig, learn: LearnConfig) -> None:
             expected="run.early_stop=null",
             remedy="remove run.early_stop",
         )
+    if learn.restart:
+        _check_restart(learn)
 
 
 def _check_restart(learn: LearnConfig) -> None:

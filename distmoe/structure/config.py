@@ -68,10 +68,11 @@ class LearnConfig(Section):
         "at its layer and all deeper ones, is trained from the run's first step, and training goes on behind it. What "
         "the first task phase has trained is given up; a trial (trial_steps = task_steps; 0: none) compares with it.",
     )
-    similarity: Literal["transfer", "cka"] = Field(
+    similarity: Literal["transfer", "answers", "cka"] = Field(
         "transfer",
         description="What proposes merges. transfer: how well the layers of one task serve the labels of another, "
-        "relative to other pairs; the merge of all candidates is tried beside. cka: the paper's; alike features.",
+        "relative to other pairs; answers: the same for what its head makes of them, which finds tasks that pull in "
+        "one direction; with both, the merge of all candidates is tried beside. cka: the paper's; alike features.",
     )
     threshold: float = Field(
         0.8,
