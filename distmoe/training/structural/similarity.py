@@ -82,9 +82,7 @@ class Comparer:
         )
         return Similarity.from_features(features_GND)
 
-    def _transfer(
-        self, frontier: Frontier, features_of: Callable[[TaskBatch, int], Tensor], width: int
-    ) -> Similarity:
+    def _transfer(self, frontier: Frontier, features_of: Callable[[TaskBatch, int], Tensor], width: int) -> Similarity:
         """Of the labels that features of one task leave readable to another; members by the mean over their tasks."""
         tasks = tasks_of(frontier.members)
         hosted = self.placement.hosted_tasks(self.rank)
