@@ -18,6 +18,12 @@ class SuiteConfig(Section):
     )
     tasks_per_group: int = Field(3, gt=0, description="Related tasks per planted group; the last one is low-resource.")
     num_unrelated: int = Field(0, ge=0, description="Extra tasks that share features with no other.")
+    signs: Literal["task", "family"] = Field(
+        "task",
+        description="Who draws the signs of the features' weights. family: related tasks want their features in one "
+        "direction and differ in their strengths, so that one's examples teach the others; task: only the features "
+        "are shared.",
+    )
     train_examples: int = Field(2000, gt=0, description="Training examples of an ordinary task.")
     low_resource_examples: int = Field(
         96, gt=0, description="Training examples of the low-resource task of each group."

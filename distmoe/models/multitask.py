@@ -61,6 +61,19 @@ class MultiTaskEncoder(nn.Module):
         pooled_BD: Tensor = self.pooler(hidden_BSD, batch.attention_mask_BS)
         return pooled_BD.to(torch.promote_types(pooled_BD.dtype, torch.float32))
 
+    def answered_by(self, batch: TaskBatch, task: int) -> Tensor:
+        """What one task, its head included, answers to the batch's sequences: float32 ``[B, C]``, zeros beyond its own.
+
+        Logits of classes are centred: only their differences mean something.
+        """
+        pooled_BD = self.served_by(batch, task)
+        logits_BC = self.heads(pooled_BD, torch.full_like(batch.task_ids_B, task))
+        own_BC = torch.isfinite(logits_BC)
+        count_B1 = own_BC.sum(dim=1, keepdim=True)
+        answers_BC = logits_BC.masked_fill(~own_BC, 0.0)
+        mean_B1 = answers_BC.sum(dim=1, keepdim=True) / count_B1
+        return torch.where(own_BC & (count_B1 > 1), answers_BC - mean_B1, answers_BC)
+
     @property
     def _num_read(self) -> int | None:
         """Positions that the pooler reads. In training all are computed, so that dropout draws what it always drew."""

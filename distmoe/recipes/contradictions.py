@@ -227,11 +227,11 @@ def _check_learning(config: RunConfig, learn: LearnConfig) -> None:
     if learn.amalgamation is not None:
         _check_steps("amalgamation.steps", learn.amalgamation.steps)
     task_steps = learn.task_steps_of(0)
-    if task_steps + learn.trial_steps >= steps:
+    if task_steps + learn.trial_steps_behind >= steps:
         raise ConfigError(
             "the first structural phase would end after training",
-            got=f"structure.learn.task_steps={task_steps} + trial_steps={learn.trial_steps}, "
-            f"schedule.num_steps={steps}",
+            got=f"structure.learn.task_steps={task_steps} + trial_steps={learn.trial_steps_behind}"
+            f"{' (a restart tries beside the task phase)' if learn.restart else ''}, schedule.num_steps={steps}",
             expected=f"fewer than {steps} steps together",
             remedy="raise schedule.num_steps, or shorten structure.learn.task_steps or trial_steps",
         )
@@ -287,6 +287,27 @@ def _check_learning(config: RunConfig, learn: LearnConfig) -> None:
             got=f"run.early_stop={config.run.early_stop} with structure.learn",
             expected="run.early_stop=null",
             remedy="remove run.early_stop",
+        )
+    if learn.restart:
+        _check_restart(learn)
+
+
+def _check_restart(learn: LearnConfig) -> None:
+    if learn.amalgamation is not None or learn.mean != "tokens":
+        raise ConfigError(
+            "with a restart nothing that was trained is joined",
+            got=f"structure.learn.restart=true, mean={learn.mean}, "
+            f"amalgamation={'null' if learn.amalgamation is None else 'set'}",
+            expected="mean=tokens and amalgamation=null: before the first step all members are equal",
+            remedy="set structure.learn.restart=false, or leave out mean and amalgamation",
+        )
+    task_steps = learn.task_steps_of(0)
+    if learn.trial_steps not in (0, task_steps):
+        raise ConfigError(
+            "after a restart the arms of a trial take as many steps as the task phase that they are compared with",
+            got=f"structure.learn.trial_steps={learn.trial_steps}, task_steps={task_steps}",
+            expected=f"trial_steps={task_steps}, or 0 for no trial",
+            remedy=f"set structure.learn.trial_steps={task_steps}",
         )
 
 

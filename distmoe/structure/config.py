@@ -62,10 +62,17 @@ class LearnConfig(Section):
         description="Steps with and without the proposed merges, from one state, before they are kept or undone; 0: no "
         "trial, every proposal is kept. Below 100 right merges may look wrong.",
     )
-    similarity: Literal["transfer", "cka"] = Field(
+    restart: bool = Field(
+        False,
+        description="true: learn the grouping, then train with it. There is one structural phase; a plan joins tasks "
+        "at its layer and all deeper ones, is trained from the run's first step, and training goes on behind it. What "
+        "the first task phase has trained is given up; a trial (trial_steps = task_steps; 0: none) compares with it.",
+    )
+    similarity: Literal["transfer", "answers", "cka"] = Field(
         "transfer",
         description="What proposes merges. transfer: how well the layers of one task serve the labels of another, "
-        "relative to other pairs; the merge of all candidates is tried beside. cka: the paper's; alike features.",
+        "relative to other pairs; answers: the same for what its head makes of them, which finds tasks that pull in "
+        "one direction; with both, the merge of all candidates is tried beside. cka: the paper's; alike features.",
     )
     threshold: float = Field(
         0.8,
@@ -94,6 +101,11 @@ class LearnConfig(Section):
     def task_steps_of(self, phase: int) -> int:
         """Steps before a structural phase, counted from 0."""
         return steps_of(self.task_steps, phase)
+
+    @property
+    def trial_steps_behind(self) -> int:
+        """By how many steps a trial is behind the step of its structural phase; with a restart it ends there."""
+        return 0 if self.restart else self.trial_steps
 
 
 class StructureConfig(Section):

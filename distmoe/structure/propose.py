@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from distmoe.errors import ConfigError
@@ -151,14 +151,46 @@ def plan_merges(
 
 
 def plan_trials(
-    grouping: TaskGrouping, proposals: Sequence[Proposal], *, version: int, loads: Sequence[int]
+    grouping: TaskGrouping,
+    proposals: Sequence[Proposal],
+    *,
+    version: int,
+    loads: Sequence[int],
+    with_wholes: bool = True,
+    to_the_end: bool = False,
 ) -> tuple[MergePlan, ...]:
     """All plans that a structural phase tries: whole frontiers merged, then the suggested task groups.
 
-    Arguments and errors are those of :func:`plan_merges`. Plans without merges are left out; if nothing is proposed,
-    the one plan has none.
+    Plans without merges are left out; if nothing is proposed, the one plan has none.
+
+    Args:
+        grouping: The grouping in force.
+        proposals: See :func:`plan_merges`.
+        version: Structure changes so far.
+        loads: See :func:`plan_merges`.
+        with_wholes: Whether whole frontiers are tried. Nothing suggests them, so only a trial can keep them.
+        to_the_end: Whether tasks that are joined at a layer are joined at all deeper ones, too.
+
+    Raises:
+        ConfigError: If a load is missing or not positive.
     """
     fine = plan_merges(grouping, proposals, version=version, loads=loads)
-    wholes = [proposal.merges if proposal.whole is None else (proposal.whole,) for proposal in proposals]
-    coarse = replace(fine, merges=tuple(sorted(merge for merges in wholes for merge in merges)))
-    return tuple(plan for plan in dict.fromkeys((coarse, fine)) if plan.merges) or (fine,)
+    plans = [fine]
+    if with_wholes:
+        wholes = [proposal.merges if proposal.whole is None else (proposal.whole,) for proposal in proposals]
+        plans.insert(0, replace(fine, merges=tuple(sorted(merge for merges in wholes for merge in merges))))
+    if to_the_end:
+        plans = [
+            replace(plan, merges=tuple(sorted(deep for merge in plan.merges for deep in _to_the_end(grouping, merge))))
+            for plan in plans
+        ]
+    return tuple(plan for plan in dict.fromkeys(plans) if plan.merges) or (fine,)
+
+
+def _to_the_end(grouping: TaskGrouping, merge: Merge) -> Iterator[Merge]:
+    """The merge, and those that join its tasks at deeper layers."""
+    wanted = frozenset(merge.result)
+    for layer in range(merge.layer, grouping.num_layers):
+        members = tuple(sorted(task_group for task_group in grouping.layers[layer] if wanted.issuperset(task_group)))
+        if len(members) > 1:
+            yield Merge(layer, members)

@@ -89,7 +89,7 @@ def _structure(
         return None, None
     check_learning(config, plan.tasks, plan.grouping, zero_stage=plan.settings.stage)
     probe = ProbeSet(data.encoded, num_examples=learn.probe_examples, seed=config.run.seed)
-    if learn.similarity == "transfer":
+    if learn.similarity != "cka":
         check_examples(probe.counts(), plan.tasks.names)
     if folder.resume_from is None:
         state = StructureState.begin(

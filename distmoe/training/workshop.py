@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from distmoe import seed
 from distmoe.checkpoint.carry import Carrier
 from distmoe.checkpoint.manifest import read_manifest
 from distmoe.checkpoint.saver import Saver
@@ -93,7 +94,7 @@ class Workshop:
         *,
         merges: MergePlan,
         makings: Makings,
-        checkpoint: Path,
+        checkpoint: Path | None,
         outlets: Outlets,
         on_trial: bool,
     ) -> Run:
@@ -103,7 +104,7 @@ class Workshop:
             old: Dismantled here.
             merges: What to merge; nothing goes back to the checkpoint.
             makings: What joined layers are made with, besides their members; also of merges that are not made.
-            checkpoint: Of the grouping before.
+            checkpoint: Of the grouping before; None: at the run's first step, as if it had begun with the merges.
             outlets: Where lines go.
             on_trial: See :class:`~distmoe.training.trainer.Trainer`.
         """
@@ -114,11 +115,19 @@ class Workshop:
         plan = replace(self.plan, grouping=merges.after)
         placement = self.agreement.run(lambda: plan.place(self.data.weights))
         hosted = self.host(plan, placement)
-        state = TrainerState(best=BestScore(patience=self.config.run.early_stop), structure=structure)
+        spent = old.state.train_seconds if checkpoint is None else 0.0
+        state = TrainerState(
+            train_seconds=spent, best=BestScore(patience=self.config.run.early_stop), structure=structure
+        )
         learning = replace(structure, grouping=merges.after)
         learning = replace(learning, frontiers=advance(merges.after, structure.frontiers, merges.merges))
         state.structure = learning
+        if checkpoint is None:
+            seed.seed_all(self.config.run.seed, "train", self.env.rank)
         run = self.assemble(plan, placement, hosted, state, outlets=outlets, on_trial=on_trial)
+        if checkpoint is None:
+            run.state.structure = structure
+            return run
         carrier = Carrier(
             plan=merges,
             routed_layers=plan.routed_layers,

@@ -105,6 +105,31 @@ def test_a_run_killed_at_any_stage_equals_an_uninterrupted_one(whole: Path, tmp_
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.structural
+def test_a_restart_gives_the_run_that_was_told_the_grouping_even_if_it_is_killed_in_a_trial(tmp_path: Path) -> None:
+    """All tasks are joined at step 8, so from step 1 on it is the run with one task group: bit by bit, with dropout."""
+    options = LEARN[-1].replace(
+        "task_steps: 4, trial_steps: 3", "task_steps: 8, trial_steps: 8, restart: true, alignment: 0"
+    )
+    learned, told = tmp_path / "learned", tmp_path / "told"
+    arguments = overrides(learned, *LEARN, options)
+    (ended,) = run_ranks(learned, ["backward", "11", "0", "SIGKILL", *arguments], script=INTERRUPT, num_ranks=1)
+    assert ended.code == -9, ended.output
+    assert folders.latest(learned / "run" / "checkpoints").name == "step_8"
+    ended = train(learned, options)
+    assert ended.code == 0, ended.output
+    (phase,) = phases(learned)
+    assert phase["grouping"] == [[[0, 1, 2, 3]]] * 2
+    assert phase["next_phase_at"] is None
+    steps = [line["step"] for line in metrics(learned / "run") if "loss" in line]
+    assert steps == sorted(set(steps))
+    ended = train(told, "structure.learn=null", "structure.grouping=one")
+    assert ended.code == 0, ended.output
+    first, second = (read_weights(folder / "run" / "checkpoints" / "step_24") for folder in (learned, told))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_another_task_set_is_refused_before_the_first_step(whole: Path, tmp_path: Path) -> None:
     checkpoint = whole / "run" / "checkpoints" / "step_24"
     names = f"tasks.names=[{', '.join(NAMES[:3])}]"

@@ -5,7 +5,9 @@ An example of the first task of family ``planted0`` (16 words, of which 12 say s
     {"text": "drabo kiflu sada ...", "label": 2}
 
 Each planted task group (``TaskSpec.family``) has ``tasks_per_group`` tasks; its last one is low-resource. Unrelated
-tasks read the same words by a private dictionary. What is planted, and why grouping helps: ``planted.py``.
+tasks read the same words by a private dictionary. With ``signs: family`` the tasks of a group also agree in which way
+each feature points, as sentiment of reviews and of tweets does: what one task's examples teach holds for the others.
+With ``signs: task`` they share only what the features are. What is planted, and why grouping helps: ``planted.py``.
 """
 
 from __future__ import annotations
@@ -96,10 +98,18 @@ class SuiteSource(TaskSource):
                 kind, num_classes = _kind(family, index, low=low)
                 name = f"planted{family}_{'low' if low else chr(ord('a') + index % 26) + str(index // 26 or '')}"
                 spec = _spec(name, f"planted{family}", kind, num_classes)
-                function = _function(readings[family], num_classes, self._rng("weights", name))
+                function = _function(
+                    readings[family], num_classes, self._rng("weights", name), signs=self._signs(family)
+                )
                 train = config.low_resource_examples if low else config.train_examples
                 tasks.append(_SuiteTask(spec, function, self._lexicon, train))
         return tasks
+
+    def _signs(self, family: int) -> np.ndarray | None:
+        """Signs of the weights that the family's tasks have in common; None: every task draws its own."""
+        if self._config.signs == "task":
+            return None
+        return self._rng("signs", family).choice([-1.0, 1.0], size=self._num_attributes // 2)
 
     def _unrelated(self) -> list[_SuiteTask]:
         tasks = []
@@ -147,7 +157,10 @@ def _spec(name: str, family: str, kind: TaskKind, num_classes: int) -> TaskSpec:
     )
 
 
-def _function(pairs: list[tuple[int, int]], num_classes: int, rng: np.random.Generator) -> PlantedFunction:
+def _function(
+    pairs: list[tuple[int, int]], num_classes: int, rng: np.random.Generator, *, signs: np.ndarray | None = None
+) -> PlantedFunction:
     """Weights stay away from zero, so that every task of a group uses every feature of its reading."""
-    weights = rng.choice([-1.0, 1.0], size=len(pairs)) * rng.uniform(0.5, 1.5, size=len(pairs))
+    own, strengths = rng.choice([-1.0, 1.0], size=len(pairs)), rng.uniform(0.5, 1.5, size=len(pairs))
+    weights = (own if signs is None else signs) * strengths
     return PlantedFunction(tuple(pairs), tuple(float(weight) for weight in weights), num_classes)

@@ -1,4 +1,8 @@
-"""The arms of a trial: from one checkpoint, so many steps without merges and so many with each plan."""
+"""The arms of a trial: from one checkpoint, so many steps without merges and so many with each plan.
+
+With ``structure.learn.restart`` all arms start at the run's first step and end where the task phase has ended: that
+phase is the arm without merges.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +49,10 @@ def try_plans(
     *,
     pending: Pending,
     makings: Makings,
-    checkpoint: Path,
+    checkpoint: Path | None,
     before: Evaluation,
     num_steps: int,
+    with_trial: bool,
 ) -> Tried:
     """Trains all arms. Collective.
 
@@ -57,12 +62,17 @@ def try_plans(
         stop: Asked at every step border; a stopped trial is tried again from its checkpoint.
         pending: The plans.
         makings: What their joined layers are made with.
-        checkpoint: Where all arms start.
-        before: Validation there.
-        num_steps: Of each arm; 0: no trial, the last plan's merges are made.
+        checkpoint: Where all arms start; None: at the run's first step.
+        before: Validation at the structural phase.
+        num_steps: Of each arm.
+        with_trial: False: the last plan's merges are made, and no other arm is trained.
     """
-    plans = (pending.keep(()), *pending.plans) if num_steps else pending.plans[-1:]
+    plans = pending.plans if with_trial else pending.plans[-1:]
     losses = []
+    if checkpoint is None:
+        losses.append(before.example_losses)
+    elif with_trial:
+        plans = (pending.keep(()), *plans)
     for plan in plans:
         run, lines = _start(workshop, run, plan, makings, checkpoint)
         if num_steps:
@@ -70,11 +80,13 @@ def try_plans(
             if stopped is not None:
                 return Tried(run, lines, stopped=stopped)
             losses.append(run.evaluate("validation").example_losses)
-    outcome = Outcome(before.example_losses, losses[0], tuple(losses[1:])) if losses else None
+    outcome = Outcome(before.example_losses, losses[0], tuple(losses[1:])) if with_trial else None
     return Tried(run, lines, outcome)
 
 
-def _start(workshop: Workshop, run: Run, plan: MergePlan, makings: Makings, checkpoint: Path) -> tuple[Run, Buffer]:
+def _start(
+    workshop: Workshop, run: Run, plan: MergePlan, makings: Makings, checkpoint: Path | None
+) -> tuple[Run, Buffer]:
     """The run of an arm, and where its lines wait."""
     lines = Buffer()
     silent = Outlets(Monitor((lines,) if workshop.env.rank == 0 else ()), Progress(0, rank=-1))

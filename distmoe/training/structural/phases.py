@@ -6,7 +6,7 @@ At a border, between two optimizer steps:
 2. A checkpoint is written that names the plans. A run that is killed from here on tries them again from there.
 3. Trial: from that checkpoint, so many steps without merges and so many with each plan; validation losses decide.
 4. The last plan kept as it is: training goes on behind its trial. Otherwise it goes back to the checkpoint, with what
-   was kept.
+   was kept. With ``structure.learn.restart``, arms and what was kept begin at the run's first step instead.
 5. A checkpoint of the new structure is written.
 
 The engine is built anew for every change: weights and moments are carried by name through the checkpoint.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -26,6 +27,7 @@ from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.structure.propose import Proposal, plan_trials, propose
 from distmoe.training.agreement import is_distributed
 from distmoe.training.journal import Outlets
+from distmoe.training.selection import BestScore
 from distmoe.training.stop_signal import StopSignal
 from distmoe.training.structural.arms import try_plans
 from distmoe.training.structural.makings import prepare
@@ -81,10 +83,11 @@ def _structural_phase(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[R
     makings = prepare(workshop, run, pending)
     if pending.merges:
         outlets.progress.say(_spell_plans(pending, step))
-        tried = try_plans(
-            workshop, run, stop, pending=pending, makings=makings, checkpoint=checkpoint, before=before,
-            num_steps=learn.trial_steps,
+        attempt = partial(
+            try_plans, workshop, stop=stop, makings=makings, checkpoint=None if learn.restart else checkpoint,
+            before=before, num_steps=step if learn.restart else learn.trial_steps,
         )  # fmt: skip
+        tried = attempt(run, pending=pending, with_trial=bool(learn.trial_steps))
         run = tried.run
         if tried.stopped is not None:
             run.journal.report_to(outlets)
@@ -96,12 +99,22 @@ def _structural_phase(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[R
             verdicts = judge(pending, workshop.plan.tasks, tried.outcome, rule)
     kept = pending.keep([verdict.merge for verdict in verdicts if verdict.accepted])
     if kept.merges == pending.plans[-1].merges:
-        if pending.merges:
+        # After a restart the lines of the first task phase stay: those steps were trained, too.
+        if pending.merges and not learn.restart:
             tried.lines.hand_over(outlets.monitor)
+    elif kept.merges and learn.restart:
+        tried = attempt(run, pending=replace(pending, plans=(kept,)), with_trial=False)
+        run = tried.run
+        if tried.stopped is not None:
+            run.journal.report_to(outlets)
+            return run, tried.stopped
     else:
         run = workshop.rebuild(
             run, merges=kept, makings=makings, checkpoint=checkpoint, outlets=outlets, on_trial=False
         )
+    if kept.merges and learn.restart:
+        # Scores of the trial belong to no checkpoint.
+        run.state.best = BestScore(patience=workshop.config.run.early_stop)
     structure = structure.decide(kept, learn, step=run.state.step, num_steps=workshop.config.schedule.num_steps)
     run = _settled(run, structure, outlets)
     record = _record(pending.proposals, verdicts, structure, before=parameters, after=run.parameters)
@@ -161,7 +174,15 @@ def _plan(workshop: Workshop, structure: StructureState, proposals: tuple[Propos
     Raises:
         TrainingError: If the ranks' plans differ.
     """
-    plans = plan_trials(structure.grouping, proposals, version=structure.version, loads=workshop.loads())
+    learn = _learn(workshop)
+    plans = plan_trials(
+        structure.grouping,
+        proposals,
+        version=structure.version,
+        loads=workshop.loads(),
+        with_wholes=learn.trial_steps > 0,
+        to_the_end=learn.restart,
+    )
     digest = hashlib.sha256("".join(plan.sha256 for plan in plans).encode()).hexdigest()
     hashes: list[Any] = [digest]
     if is_distributed():

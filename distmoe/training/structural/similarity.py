@@ -57,9 +57,13 @@ class Comparer:
     device: torch.device
 
     @torch.no_grad()
-    def compare(self, frontier: Frontier, kind: Literal["transfer", "cka"]) -> Similarity:
+    def compare(self, frontier: Frontier, kind: Literal["transfer", "answers", "cka"]) -> Similarity:
         """Similarities of the frontier's members. Collective."""
-        return self._cka(frontier) if kind == "cka" else self._transfer(frontier)
+        if kind == "cka":
+            return self._cka(frontier)
+        if kind == "answers":
+            return self._transfer(frontier, self.model.answered_by, max(spec.num_outputs for spec in self.tasks))
+        return self._transfer(frontier, self.model.served_by, self.model.shape.hidden_size)
 
     def _cka(self, frontier: Frontier) -> Similarity:
         """Of the outputs of the frontier's layer."""
@@ -74,11 +78,12 @@ class Comparer:
             own,
             hosts,
             lambda batch: compared_features(self.model.encoder, Comparison(batch, layer, tasks, guide)),
+            width=self.model.shape.hidden_size,
         )
         return Similarity.from_features(features_GND)
 
-    def _transfer(self, frontier: Frontier) -> Similarity:
-        """Of the labels that the layers of one task leave readable to another; members by the mean over their tasks."""
+    def _transfer(self, frontier: Frontier, features_of: Callable[[TaskBatch, int], Tensor], width: int) -> Similarity:
+        """Of the labels that features of one task leave readable to another; members by the mean over their tasks."""
         tasks = tasks_of(frontier.members)
         hosted = self.placement.hosted_tasks(self.rank)
         own = tuple(place for place, task in enumerate(tasks) if task in hosted)
@@ -87,7 +92,8 @@ class Comparer:
             len(tasks),
             own,
             hosts,
-            lambda batch: torch.stack([self.model.served_by(batch, tasks[place]) for place in own]),
+            lambda batch: torch.stack([features_of(batch, tasks[place]) for place in own]),
+            width=width,
         )
         targets_N, labels_N = self.probe.targets_and_labels()
         wanted = np.flatnonzero(np.isin(targets_N, tasks))
@@ -109,6 +115,8 @@ class Comparer:
         own: tuple[int, ...],
         hosts: Sequence[int],
         features: Callable[[TaskBatch], Tensor],
+        *,
+        width: int,
     ) -> Tensor:
         """Features of all probe examples, float64 ``[count, N, D]``, zeros for what no rank computes. Collective.
 
@@ -117,8 +125,9 @@ class Comparer:
             own: Those that this rank computes.
             hosts: Ranks that compute the same ones.
             features: ``[len(own), B, D]`` of a batch.
+            width: D.
         """
-        probe, width = self.probe, self.model.shape.hidden_size
+        probe = self.probe
         features_GND = torch.zeros(count, len(probe), width, dtype=torch.float64, device=self.device)
         for first in range(0, probe.num_batches, len(hosts)) if own else ():
             # All hosts run every round, also without a batch: they may be one block and exchange tokens.

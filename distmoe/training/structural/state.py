@@ -31,8 +31,14 @@ class Pending:
         return tuple(merge for plan in self.plans for merge in plan.merges)
 
     def keep(self, merges: Collection[Merge]) -> MergePlan:
-        """The plan with these merges of several plans."""
-        return replace(self.plans[-1], merges=tuple(sorted(merges)))
+        """The plan with these merges of several plans, and with what the plans join below them."""
+        joined = {(merge.layer, merge.result) for merge in merges}
+        found = {
+            merge
+            for merge in self.merges
+            if any(merge.layer >= layer and merge.result == tasks for layer, tasks in joined)
+        }
+        return replace(self.plans[-1], merges=tuple(sorted(found)))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -98,6 +104,7 @@ class StructureState:
         )
         bans = tuple(sorted({*self.bans, *rejected}))
         frontiers = advance(kept.after, self.frontiers, kept.merges)
+        is_over = config.restart or is_finished(frontiers, bans)
         return replace(
             self,
             grouping=kept.after,
@@ -105,7 +112,7 @@ class StructureState:
             bans=bans,
             version=self.version + bool(kept.merges),
             phase=self.phase + 1,
-            border=None if is_finished(frontiers, bans) else _border(config, step, num_steps, phase=self.phase + 1),
+            border=None if is_over else _border(config, step, num_steps, phase=self.phase + 1),
             pending=None,
         )
 
@@ -140,4 +147,4 @@ class StructureState:
 def _border(config: LearnConfig, step: int, num_steps: int, *, phase: int) -> int | None:
     """The end of the next task phase, if a trial and at least one more step fit behind it."""
     border = step + config.task_steps_of(phase)
-    return border if border + config.trial_steps < num_steps else None
+    return border if border + config.trial_steps_behind < num_steps else None

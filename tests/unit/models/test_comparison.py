@@ -54,6 +54,19 @@ def test_a_task_serves_sequences_of_any_task_as_its_own() -> None:
     assert not torch.allclose(served, model.served_by(batch, 2))
 
 
+def test_a_task_answers_sequences_of_any_task_with_its_own_head() -> None:
+    moe = moe_config("token", layers="all").model_copy(update={"experts_per_task_group": 2})
+    model = make_model(model_config(moe), partition=[[0], [1], [2]])
+    batch = make_batch(lengths=(7, 3, 5, 1))
+    for task in range(3):
+        logits = model(replace(batch, task_ids_B=torch.full((4,), task))).logits_BC
+        own = logits[:, torch.isfinite(logits[0])]
+        answers = model.answered_by(batch, task)
+        width = own.shape[1]
+        torch.testing.assert_close(answers[:, :width], own - own.mean(dim=1, keepdim=True) if width > 1 else own)
+        assert not answers[:, width:].any()
+
+
 def test_task_groups_that_are_copies_have_equal_features() -> None:
     moe = moe_config("token", layers="all").model_copy(update={"experts_per_task_group": 1})
     model = make_model(model_config(moe), partition=[[0], [1], [2]])

@@ -57,7 +57,22 @@ from distmoe.recipes import resolve
             ["model.moe.experts_per_task_group=null"],
             r"number of task groups[\s\S]*experts_per_task_group=1",
         ),
-        ("task_moe_learned", ["schedule.num_steps=200"], r"end after training[\s\S]*task_steps=100 \+ trial_steps=100"),
+        (
+            "task_moe_learned",
+            ["structure.learn.restart=true", "structure.learn.trial_steps=50"],
+            r"arms of a trial take as many steps[\s\S]*trial_steps=50, task_steps=300[\s\S]*trial_steps=300",
+        ),
+        (
+            "task_moe_learned",
+            ["structure.learn.restart=true", "structure.learn.mean=least_squares"],
+            r"nothing that was trained is joined[\s\S]*mean=least_squares",
+        ),
+        ("task_moe_learned", ["schedule.num_steps=200"], r"end after training[\s\S]*task_steps=300 \+ trial_steps=0"),
+        (
+            "task_moe_learned",
+            ["schedule.num_steps=600", "structure.learn.restart=false"],
+            r"end after training[\s\S]*task_steps=300 \+ trial_steps=300",
+        ),
         ("task_moe_learned", ["structure.learn.probe_examples=32"], r"from the probe set[\s\S]*probe_examples=32"),
         ("task_moe_learned", ["structure.learn.task_steps=[]"], r"task_steps must be a number of steps, or one per"),
         ("mtsl", ["structure.learn.amalgamation.steps=[3, 0]"], r"amalgamation\.steps must be a number of steps"),

@@ -212,6 +212,27 @@ def test_whole_frontiers_are_tried_before_their_task_groups():
     assert nothing.merges == ()
 
 
+def test_without_a_trial_whole_frontiers_are_not_planned():
+    """Nothing suggests them: two members have no relative similarity at all."""
+    grouping = TaskGrouping.one_per_task(4, 1)
+    (plan,) = plan_trials(
+        grouping, [propose(APART, RELATIVE, threshold=None)], version=0, loads=[1] * 4, with_wholes=False
+    )
+    assert plan.merges == (Merge(0, ((0,), (1,))),)
+    pair = propose(Frontier(0, ((0,), (1,))), clustered(2, set(), low=0), threshold=None)
+    (nothing,) = plan_trials(TaskGrouping.one_per_task(2, 1), [pair], version=0, loads=[1] * 2, with_wholes=False)
+    assert nothing.merges == ()
+
+
+def test_plans_to_the_end_join_tasks_at_all_deeper_layers():
+    grouping = TaskGrouping.one_per_task(4, 3)
+    coarse, fine = plan_trials(
+        grouping, [propose(APART, RELATIVE, threshold=None)], version=0, loads=[1] * 4, to_the_end=True
+    )
+    assert fine.merges == tuple(Merge(layer, ((0,), (1,))) for layer in range(3))
+    assert coarse.after == TaskGrouping.one_group(4, 3)
+
+
 def test_a_proposal_survives_json():
     for threshold in (None, 0.1):
         proposal = propose(APART, RELATIVE, threshold=threshold)

@@ -77,6 +77,23 @@ def test_families_disagree_on_the_same_texts():
                 assert abs(nonlinear[a] @ nonlinear[b]) < 1e-9
 
 
+def test_tasks_of_a_family_agree_on_the_signs_of_their_features_if_they_are_asked_to():
+    """Names, texts and strengths stay; between families features are others, so signs mean nothing."""
+    agreeing, free = SuiteSource(SMALL.model_copy(update={"signs": "family"})), SuiteSource(SMALL)
+    own = []
+    for family in range(3):
+        functions = [agreeing._tasks[f"planted{family}_{suffix}"].function for suffix in ("a", "b", "low")]
+        assert len({tuple(np.sign(function.weights)) for function in functions}) == 1
+        assert len({function.weights for function in functions}) == 3
+        own.append({tuple(np.sign(free._tasks[f"planted{family}_{suffix}"].function.weights)) for suffix in "ab"})
+    assert any(len(signs) > 1 for signs in own)
+    for name in free.names:
+        strengths = [np.abs(source._tasks[name].function.weights) for source in (agreeing, free)]
+        assert np.array_equal(*strengths)
+        texts = [[one.text for one in source.examples(name, "train")] for source in (agreeing, free)]
+        assert texts[0] == texts[1]
+
+
 def test_unrelated_tasks_use_the_same_words_with_a_private_dictionary():
     source = SuiteSource(SuiteConfig(num_unrelated=2, train_examples=20))
     assert source.names[-2:] == ("unrelated0", "unrelated1")

@@ -72,6 +72,26 @@ def test_learning_ends_when_nothing_may_be_merged_any_more() -> None:
     assert (done.border, done.is_learning, done.grouping) == (None, False, TaskGrouping.one_group(3, 2))
 
 
+def test_with_a_restart_there_is_one_phase_whose_trial_ends_at_its_border() -> None:
+    restart = LEARN.model_copy(update={"restart": True, "trial_steps": 10})
+    start = StructureState.begin(APART, restart, num_steps=11, probe="abc")
+    assert start.border == 10
+    assert StructureState.begin(APART, restart, num_steps=10, probe="abc").border is None
+    state, plan = proposed(Merge(0, ((0,), (2,))))
+    assert state.decide(plan.keep(()), restart, step=10, num_steps=100).border is None
+
+
+def test_keeping_a_merge_keeps_what_its_plan_joins_below_it() -> None:
+    pair, whole = ((0,), (2,)), ((0,), (1,), (2,))
+    fine, coarse = (
+        MergePlan(0, APART, tuple(Merge(layer, members) for layer in range(2)), (1, 1, 1)) for members in (pair, whole)
+    )
+    pending = Pending((coarse, fine), ())
+    assert pending.keep([Merge(0, pair)]) == fine
+    assert pending.keep([Merge(1, whole)]).merges == (Merge(1, whole),)
+    assert pending.keep(()).merges == ()
+
+
 def test_the_state_survives_a_checkpoint() -> None:
     state, _ = proposed(Merge(0, ((0,), (2,))))
     assert StructureState.from_json(json.loads(json.dumps(state.to_json()))) == state
