@@ -259,9 +259,10 @@ def check(
         case = replace(case, uniform=False, symmetric=False)
     row = lookup(case)
     if not row.supported:
+        given = [] if row.stages is not None else [f"ZeRO-{case.stage}", case.precision]
         raise ConfigError(
             f"{settings.source}: this combination is refused: {row.note}",
-            got=row.conditions(),
+            got=", ".join(filter(None, [*given, row.conditions()])),
             expected="a supported row of docs/deepspeed.md",
             remedy=row.remedy,
         )

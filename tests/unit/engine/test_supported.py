@@ -112,6 +112,11 @@ def test_trap_15_zero0_with_routed_layers_raises_before_anything_is_built() -> N
         check(settings(0), placement=placement((4, 1)), num_ranks=4, routed=True)
 
 
+def test_a_row_for_all_stages_is_refused_with_the_stage_that_was_asked_for() -> None:
+    with pytest.raises(ConfigError, match=r"got: +ZeRO-3, fp32, tensor parallelism\n"):
+        check(settings(3), placement=placement((4, 1)), num_ranks=4, routed=True, tensor=2)
+
+
 def test_what_only_equal_spans_allow_is_refused_where_spans_may_change() -> None:
     """Two spans of two blocks now, perhaps of three and one after a merge; on one span nothing can become unequal."""
     equal = {"placement": placement((2, 1), (2, 1)), "num_ranks": 4, "routed": True}
