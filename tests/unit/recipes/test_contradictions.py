@@ -60,18 +60,18 @@ from distmoe.recipes import resolve
         (
             "task_moe_learned",
             ["structure.learn.restart=true", "structure.learn.trial_steps=50"],
-            r"arms of a trial take as many steps[\s\S]*trial_steps=50, task_steps=300[\s\S]*trial_steps=300",
+            r"arms of a trial take as many steps[\s\S]*trial_steps=50, task_steps=400[\s\S]*trial_steps=400",
         ),
         (
             "task_moe_learned",
             ["structure.learn.restart=true", "structure.learn.mean=least_squares"],
             r"nothing that was trained is joined[\s\S]*mean=least_squares",
         ),
-        ("task_moe_learned", ["schedule.num_steps=200"], r"end after training[\s\S]*task_steps=300 \+ trial_steps=0"),
+        ("task_moe_learned", ["schedule.num_steps=200"], r"end after training[\s\S]*task_steps=400 \+ trial_steps=0"),
         (
             "task_moe_learned",
             ["schedule.num_steps=600", "structure.learn.restart=false"],
-            r"end after training[\s\S]*task_steps=300 \+ trial_steps=300",
+            r"end after training[\s\S]*task_steps=400 \+ trial_steps=400",
         ),
         ("task_moe_learned", ["structure.learn.probe_examples=32"], r"from the probe set[\s\S]*probe_examples=32"),
         ("task_moe_learned", ["structure.learn.task_steps=[]"], r"task_steps must be a number of steps, or one per"),
