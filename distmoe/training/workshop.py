@@ -123,7 +123,7 @@ class Workshop:
         learning = replace(learning, frontiers=advance(merges.after, structure.frontiers, merges.merges))
         state.structure = learning
         if checkpoint is None:
-            seed.seed_all(self.config.run.seed, "train", self.env.rank)
+            seed.seed_all(self.config.run.seed, "train", hosted.process_groups.grid.data_rank)
         run = self.assemble(plan, placement, hosted, state, outlets=outlets, on_trial=on_trial)
         if checkpoint is None:
             run.state.structure = structure
