@@ -84,7 +84,8 @@ class LearnConfig(Section):
     tolerance: float = Field(
         0.0,
         ge=0,
-        description="Share of its tasks' validation loss that a merge may cost, against training on without it.",
+        description="Share of its tasks' validation loss that a merge may cost, against training on without it. The "
+        "merge of all candidates may cost nothing against the proposed task groups.",
     )
     confidence: float = Field(
         1.0,

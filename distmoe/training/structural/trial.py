@@ -43,7 +43,8 @@ class Rule:
     """When a cost is too high.
 
     Attributes:
-        tolerance: Share of the loss that a merge may cost.
+        tolerance: Share of the loss that a merge may cost against none. It is the price of the parameters that a merge
+            saves, so it does not count between two merges.
         confidence: Standard errors that are forgiven; with 1.64, one in twenty merges that change nothing is undone.
     """
 
@@ -95,8 +96,8 @@ def judge(pending: Pending, tasks: TaskSet, outcome: Outcome, rule: Rule) -> tup
     """Judges every merge by its own tasks; a task without validation split has no vote.
 
     Task groups are kept if they do not cost more than training without them. The merge of a whole frontier must in
-    addition cost no more than its task groups: sharing with everybody is often better than sharing with nobody and
-    still worse than sharing with the right ones.
+    addition cost no more than its task groups, noise forgiven and no tolerance: sharing with everybody is often better
+    than sharing with nobody and still worse than sharing with the right ones.
 
     Args:
         pending: Plans and the proposals they are made of.
@@ -138,5 +139,5 @@ def _verdict(
     merge: Merge, tasks: TaskSet, outcome: Outcome, losses: Losses, rule: Rule, *, rival: Cost | None = None
 ) -> Verdict:
     control = compare_losses(merge, tasks, losses, outcome.control)
-    kept = rule.allows(control) and (rival is None or rule.allows(rival))
+    kept = rule.allows(control) and (rival is None or replace(rule, tolerance=0.0).allows(rival))
     return Verdict(merge, control, rival, compare_losses(merge, tasks, losses, outcome.before).ratio, kept)

@@ -77,8 +77,8 @@ def test_a_merge_without_validation_examples_is_kept() -> None:
     assert (found.against_control.ratio, found.accepted) == (1.0, True)
 
 
-def both(whole: dict, pair: dict) -> list[tuple[tuple, bool]]:
-    found = judge(Pending(PLANS, (PROPOSAL,)), TASKS, Outcome(ONES, ONES, (whole, pair)), Rule(0.0, 0.0))
+def both(whole: dict, pair: dict, *, tolerance: float = 0.0) -> list[tuple[tuple, bool]]:
+    found = judge(Pending(PLANS, (PROPOSAL,)), TASKS, Outcome(ONES, ONES, (whole, pair)), Rule(tolerance, 0.0))
     return [(one.merge.result, one.accepted) for one in found]
 
 
@@ -89,6 +89,12 @@ def test_sharing_with_all_must_not_be_worse_than_sharing_with_the_right_ones() -
 
 def test_a_whole_that_is_no_worse_wins_over_its_task_groups() -> None:
     assert both(losses(0.9, 0.9, size=0.9), losses(0.9, 0.9)) == [((0, 1, 2), True), ((0, 2), False)]
+
+
+def test_the_tolerance_does_not_let_a_whole_win_that_is_worse_than_its_task_groups() -> None:
+    """Both may cost 10 % against training apart; the whole costs 1 % more than its task groups."""
+    found = both(losses(1.01, 1.01, size=1.01), ONES, tolerance=0.1)
+    assert found == [((0, 1, 2), False), ((0, 2), True)]
 
 
 def test_a_whole_that_is_worse_than_training_apart_loses_whatever_its_task_groups_do() -> None:
