@@ -43,6 +43,13 @@ def _check_schedule(learn: LearnConfig, *, num_steps: int) -> None:
             expected=f"fewer than {num_steps} steps together",
             remedy="raise schedule.num_steps, or shorten structure.learn.task_steps or trial_steps",
         )
+    if learn.probe_split == "validation" and learn.alignment:
+        raise ConfigError(
+            "the alignment term would train on validation texts",
+            got=f"structure.learn.probe_split=validation, alignment={learn.alignment}",
+            expected="alignment=0, or probe_split=train",
+            remedy="set structure.learn.alignment=0 or structure.learn.probe_split=train",
+        )
     if learn.alignment_examples > learn.probe_examples:
         raise ConfigError(
             "the alignment term takes its sequences from the probe set",

@@ -98,6 +98,11 @@ class LearnConfig(Section):
     )
     alignment_examples: int = Field(64, ge=4, description="Sequences of that term per micro-batch.")
     probe_examples: int = Field(1024, ge=4, description="Sequences on which task groups are compared.")
+    probe_split: Literal["train", "validation"] = Field(
+        "train",
+        description="Where they come from. validation: labels that layers have memorised say nothing about what they "
+        "have learned; not with an alignment term, which trains on them.",
+    )
 
     def task_steps_of(self, phase: int) -> int:
         """Steps before a structural phase, counted from 0."""

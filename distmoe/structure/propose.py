@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from distmoe.errors import ConfigError
 from distmoe.structure.frontier import Frontier
 from distmoe.structure.plan import Ban, Merge, MergePlan, tasks_of
-from distmoe.structure.search import EXACT_UP_TO, find_partition, find_positive
+from distmoe.structure.search import EXACT_UP_TO, find_clearest, find_partition
 from distmoe.structure.similarity import Similarity
 from distmoe.tasks import TaskGrouping
 from distmoe.tasks.grouping import TaskGroup
@@ -29,7 +29,7 @@ class Proposal:
     Attributes:
         frontier: The task groups that were compared.
         similarity: Of the frontier's members, in their order.
-        threshold: That the paper's rule was applied with; None: the similarity is relative, its zero decides.
+        threshold: That the paper's rule was applied with; None: the similarity is relative.
         partition: Of the frontier's tasks, those that stay alone included.
         value: V of the partition: the mean over members of their mean similarity to the others of their set.
         merges: The task groups that the similarity suggests, ascending.
@@ -90,7 +90,7 @@ def propose(
         frontier: The task groups that may be joined.
         similarity: Of ``frontier.members``, in their order.
         threshold: See :func:`distmoe.structure.search.find_partition`; None: see
-            :func:`distmoe.structure.search.find_positive`.
+            :func:`distmoe.structure.search.find_clearest`.
         bans: Merges that were tried and rejected.
         exact_up_to: See :func:`distmoe.structure.search.find_partition`.
 
@@ -114,7 +114,7 @@ def propose(
 
     everyone = tuple(range(len(frontier.members)))
     if threshold is None:
-        found = find_positive(similarity, banned=banned)
+        found = find_clearest(similarity, banned=banned)
         whole = None if banned(everyone) or found.accepted == (everyone,) else merge_of(everyone)
     else:
         found = find_partition(similarity, threshold=threshold, banned=banned, exact_up_to=exact_up_to)

@@ -76,15 +76,30 @@ def find_partition(
     return Found(partition, float(value), accepted)
 
 
-def find_positive(similarity: Similarity, *, banned: Banned = lambda members: False) -> Found:
-    """Average linkage of a relative similarity, whose zero is "as alike as any two": joins while the mean is above 0.
+def find_clearest(similarity: Similarity, *, banned: Banned = lambda members: False) -> Found:
+    """The level of average linkage whose sets tell pairs apart best; for a relative similarity, which has no threshold.
+
+    Best is the largest point-biserial correlation between the similarity of two members and whether they are in one
+    set (Milligan and Cooper 1985, among their rules for the number of clusters). It compares pairs inside sets with
+    pairs between sets, so it neither prefers nor can propose all members together or all alone. Of equal levels the
+    finer.
 
     Args:
         similarity: Of the members, for example :func:`distmoe.structure.transfer.affinity`.
         banned: Whether a set of members must not be merged.
     """
-    partition = _average_linkage(similarity, 0, banned)
-    value = Fraction(sum(_score(similarity, members) for members in partition), similarity.num_members * UNIT)
+    size = similarity.num_members
+    num_pairs, total = size * (size - 1) // 2, similarity.pairs_total(tuple(range(size)))
+    best, partition = Fraction(0), tuple((member,) for member in range(size))
+    for level in _linkage_levels(similarity, banned):
+        inside = sum(len(members) * (len(members) - 1) // 2 for members in level)
+        if not 0 < inside < num_pairs:
+            continue
+        excess = num_pairs * sum(similarity.pairs_total(members) for members in level) - inside * total
+        squared = Fraction(max(excess, 0) ** 2, inside * (num_pairs - inside))  # the correlation's, up to a constant
+        if squared > best:
+            best, partition = squared, level
+    value = Fraction(sum(_score(similarity, members) for members in partition), size * UNIT)
     return Found(partition, float(value), tuple(members for members in partition if len(members) > 1))
 
 
@@ -149,6 +164,16 @@ def _exact(similarity: Similarity, limit: int, banned: Banned) -> tuple[Members,
 
 
 def _average_linkage(similarity: Similarity, limit: int, banned: Banned) -> tuple[Members, ...]:
+    """The last level whose joins all have a mean above the limit."""
+    partition = tuple((member,) for member in range(similarity.num_members))
+    for level in _linkage_levels(similarity, banned, limit=limit):
+        partition = level
+    return partition
+
+
+def _linkage_levels(
+    similarity: Similarity, banned: Banned, *, limit: int | None = None
+) -> Iterator[tuple[Members, ...]]:
     """Joins the two most similar sets, by the mean over cross pairs, while that mean is above the limit.
 
     Our own loop: libraries leave open which of several equal pairs they join. Here it is the one with the lowest
@@ -161,10 +186,11 @@ def _average_linkage(similarity: Similarity, limit: int, banned: Banned) -> tupl
             for first, second in combinations(sets, 2)
             if not banned(tuple(sorted(first + second)))
         ]
-        if not candidates or -min(candidates)[0] <= limit:
-            return tuple(sets)
+        if not candidates or (limit is not None and -min(candidates)[0] <= limit):
+            return
         _, first, second = min(candidates)
         sets = sorted([*(kept for kept in sets if kept not in (first, second)), tuple(sorted(first + second))])
+        yield tuple(sets)
 
 
 def _mean_between(similarity: Similarity, first: Members, second: Members) -> Fraction:

@@ -88,7 +88,7 @@ def _structure(
     if learn is None:
         return None, None
     check_learning(config, plan.tasks, plan.grouping, zero_stage=plan.settings.stage)
-    probe = ProbeSet(data.encoded, num_examples=learn.probe_examples, seed=config.run.seed)
+    probe = ProbeSet(data.encoded, num_examples=learn.probe_examples, seed=config.run.seed, split=learn.probe_split)
     if learn.similarity != "cka":
         check_examples(probe.counts(), plan.tasks.names)
     if folder.resume_from is None:

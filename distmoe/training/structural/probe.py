@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -16,20 +17,30 @@ _ROWS = 64
 
 
 class ProbeSet:
-    """Examples of the training splits on which task groups are compared.
+    """Examples on which task groups are compared.
 
     Args:
         encoded: Tokenized tasks.
         num_examples: Size of the set.
         seed: Of the run.
+        split: Where the set is drawn from.
 
     Raises:
-        DataError: If there are fewer training examples than asked for.
+        DataError: If the split has fewer examples than asked for.
     """
 
-    def __init__(self, encoded: EncodedTasks, *, num_examples: int, seed: int) -> None:
-        self.probe: Probe = select_probe(encoded.train_sizes, num_examples=num_examples, seed=seed)
-        self._store = ExampleStore.join(encoded.train)
+    def __init__(
+        self,
+        encoded: EncodedTasks,
+        *,
+        num_examples: int,
+        seed: int,
+        split: Literal["train", "validation"] = "train",
+    ) -> None:
+        chosen = encoded.split(split)
+        self.probe: Probe = select_probe([len(one) for one in chosen], num_examples=num_examples, seed=seed)
+        self._store = ExampleStore.join(chosen)
+        self._trained = self._store if split == "train" else ExampleStore.join(encoded.train)
         self._pad_token_id = encoded.pad_token_id
         self._rows = np.array([self._store.first_row_of_task[task] + example for task, example in self.probe.ids])
         # The set is in order of task; a window of it must hold all tasks.
@@ -80,19 +91,19 @@ class ProbeSet:
         Returns:
             This part's examples, and the tokens of all parts.
         """
-        first = self._store.first_row_of_task
+        first = self._trained.first_row_of_task
         rows = np.concatenate([np.arange(first[task], first[task + 1]) for task in tasks])
         order = numpy_generator(self.probe.seed, "draw", key).permutation(len(rows))
         places = (index * num_examples + np.arange(num_examples)) % len(rows)
         chosen = rows[order[places]]
         own = chosen[part[0] :: part[1]]
-        num_tokens = int(self._store.lengths_N[chosen].sum())
-        return (self._collate(own) if len(own) else self.no_rows(tasks[0])), num_tokens
+        num_tokens = int(self._trained.lengths_N[chosen].sum())
+        return (self._collate(own, self._trained) if len(own) else self.no_rows(tasks[0])), num_tokens
 
     def no_rows(self, task: int) -> TaskBatch:
         """For a rank that must run along."""
         return placeholder(task_id=task, pad_token_id=self._pad_token_id, store=self._store)
 
-    def _collate(self, rows: Sequence[int] | np.ndarray) -> TaskBatch:
+    def _collate(self, rows: Sequence[int] | np.ndarray, store: ExampleStore | None = None) -> TaskBatch:
         weights = np.zeros(len(rows), dtype=np.float32)
-        return collate(self._store, np.asarray(rows), weights, pad_token_id=self._pad_token_id)
+        return collate(store or self._store, np.asarray(rows), weights, pad_token_id=self._pad_token_id)

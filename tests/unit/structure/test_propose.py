@@ -183,13 +183,13 @@ def test_a_proposal_reports_its_numbers():
     assert record["value"] == pytest.approx(0.6)
 
 
-RELATIVE = Similarity.from_values([[0, 0.2, -0.1, -0.1], [0.2, 0, -0.2, 0.1], [-0.1, -0.2, 0, -0.3],
-                                   [-0.1, 0.1, -0.3, 0]])  # fmt: skip
+RELATIVE = Similarity.from_values([[0, 0.2, -0.1, -0.1], [0.2, 0, -0.2, 0.0], [-0.1, -0.2, 0, -0.3],
+                                   [-0.1, 0.0, -0.3, 0]])  # fmt: skip
 APART = Frontier(0, ((0,), (1,), (2,), (3,)))
 
 
-def test_a_relative_similarity_joins_what_is_above_zero_and_has_the_whole_tried_beside_it():
-    """0 and 1 join at 0.2; 3 would join them at (-0.1 + 0.1) / 2 = 0, which is not above."""
+def test_a_relative_similarity_joins_what_it_tells_apart_best_and_has_the_whole_tried_beside_it():
+    """0 and 1 alone: 0.2 inside, -0.14 outside, one pair of six. With 3: 0.03 inside, -0.2 outside, three of six."""
     proposal = propose(APART, RELATIVE, threshold=None)
     assert proposal.merges == (Merge(0, ((0,), (1,))),)
     assert proposal.partition == ((0, 1), (2,), (3,))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import chain, combinations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distmoe.errors import ConfigError
-from distmoe.structure.search import find_partition, set_partitions
+from distmoe.structure.search import find_clearest, find_partition, set_partitions
 from distmoe.structure.similarity import UNIT, Similarity
 
 BELL = [1, 1, 2, 5, 15, 52, 203]  # number of partitions of 0 .. 6 things
@@ -194,3 +195,48 @@ def test_of_partitions_with_equal_value_the_finer_one_is_taken():
     found = find_partition(matrix(3, {(0, 1): 0.9, (1, 2): 0.9}), threshold=0.8)
     assert found.value == pytest.approx(0.6)
     assert found.accepted == ((0, 1),)
+
+
+def correlation(similarity: Similarity, partition: tuple[tuple[int, ...], ...]) -> float:
+    """Pearson's, between the similarity of two members and whether they are in one set; -1 where one is constant."""
+    pairs = list(combinations(range(similarity.num_members), 2))
+    values = np.array([similarity.millionths[first][second] for first, second in pairs], dtype=np.float64)
+    together = np.array([any(first in one and second in one for one in partition) for first, second in pairs])
+    if values.std() == 0 or together.std() == 0:
+        return -1.0
+    return float(np.corrcoef(values, together)[0, 1])
+
+
+@settings(max_examples=200, deadline=None)
+@given(similarities(high=7))
+def test_the_clearest_level_correlates_best_with_the_similarities(similarity: Similarity):
+    """The levels are those of the threshold rule at any threshold."""
+    found = find_clearest(similarity)
+    levels = {
+        find_partition(similarity, threshold=percent / 200, exact_up_to=1).partition for percent in range(1, 200, 3)
+    }
+    assert all(correlation(similarity, level) <= correlation(similarity, found.partition) + 1e-9 for level in levels)
+
+
+def test_the_clearest_level_is_planted_groups_whatever_is_added_to_all_similarities():
+    """Also where two of the groups are more alike than average, which a cut at zero would join."""
+    planted = [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for shift in (-300_000, 0, 300_000):
+        rows = [
+            [shift + (400_000 if a == b else 50_000 if {a, b} == {0, 1} else -150_000) for b in planted]
+            for a in planted
+        ]
+        assert find_clearest(Similarity(tuple(map(tuple, rows)))).accepted == ((0, 1, 2), (3, 4, 5), (6, 7, 8))
+
+
+def test_two_members_and_equal_similarities_have_no_clearest_level():
+    for size in (2, 4):
+        rows = tuple(tuple(UNIT // 2 for _ in range(size)) for _ in range(size))
+        assert find_clearest(Similarity(rows)).accepted == ()
+
+
+def test_a_banned_set_is_not_joined_at_the_clearest_level():
+    rows = [[0, 9, 0, 0], [9, 0, 0, 0], [0, 0, 0, 8], [0, 0, 8, 0]]
+    similarity = Similarity(tuple(tuple(value * 100_000 for value in row) for row in rows))
+    assert find_clearest(similarity).accepted == ((0, 1), (2, 3))
+    assert find_clearest(similarity, banned=lambda members: members == (0, 1)).accepted == ((2, 3),)

@@ -7,7 +7,7 @@ import pytest
 
 from distmoe.errors import DataError
 from distmoe.structure import transfer
-from distmoe.structure.search import find_positive
+from distmoe.structure.search import find_clearest
 from distmoe.structure.similarity import Similarity
 
 RNG = np.random.default_rng(0)
@@ -61,7 +61,7 @@ def test_planted_pairs_are_found_through_unequal_sources_and_targets() -> None:
     found = transfer.affinity(planted + np.array([0.1, 0.2, 0.1, -0.4])[:, None] + np.array([0.6, 0.0, 0.1, 0.0]))
     assert np.allclose(found, found.T)
     assert found[0, 2] == pytest.approx(0.4 / 3)
-    assert find_positive(Similarity.from_values(found)).accepted == ((0, 2), (1, 3))
+    assert find_clearest(Similarity.from_values(found)).accepted == ((0, 2), (1, 3))
 
 
 def test_the_matrix_holds_every_source_and_target() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -25,6 +27,17 @@ def test_batches_hold_the_set_in_order_and_windows_go_round_it() -> None:
     ) == list(probe.probe.ids)
     assert all(0 < int((one.task_ids_B == 0).sum()) < 16 for one in windows)
     assert np.array_equal(probe.window(5, 16).example_ids_B, windows[0].example_ids_B)
+
+
+def test_a_validation_probe_compares_on_validation_and_still_draws_from_training() -> None:
+    data = encoded((100, 60))
+    held_out = replace(data, validation=encoded((30, 20)).train)
+    probe = ProbeSet(held_out, num_examples=50, seed=3, split="validation")
+    assert probe.probe.sizes == (30, 20)
+    assert probe.counts() == (30, 20)
+    drawn, num_tokens = probe.draw((0,), 0, 100, key="k", part=(0, 1))
+    assert sorted(drawn.example_ids_B.tolist()) == list(range(100))
+    assert num_tokens == int(drawn.attention_mask_BS.sum())
 
 
 def test_more_examples_than_there_are_is_refused() -> None:
