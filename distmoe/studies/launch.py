@@ -102,6 +102,10 @@ def read_outcome(folder: Path) -> dict[str, Any]:
     return {
         "tasks": {name: row["score"] for name, row in result["test"]["tasks"].items()},
         "metrics": {name: row["metric"] for name, row in result["test"]["tasks"].items()},
+        "shifts": {
+            name: {"macro": row["macro"], "tasks": {task: one["score"] for task, one in row["tasks"].items()}}
+            for name, row in result.get("shifts", {}).items()
+        },
         "steps": result["step"],
         "best_step": result["best"]["step"],
         "seconds": result["seconds"],
@@ -121,12 +125,19 @@ def _agreement(families: Sequence[str | None], partitions: Sequence[Sequence[Seq
     return adjusted_rand_index([tuple(task_group) for task_group in partitions[-1]], planted)
 
 
+def _joined(scores: dict[str, float]) -> dict[str, Any]:
+    return {"macro": sum(scores.values()) / len(scores), "tasks": scores}
+
+
 def side_by_side(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One outcome from those of several models, each with tasks of its own: costs and sizes add up."""
     merged = dict(outcomes[0])
     for outcome in outcomes[1:]:
         for key in ("tasks", "metrics"):
             merged[key] = merged[key] | outcome[key]
+        merged["shifts"] = {
+            name: _joined(row["tasks"] | outcome["shifts"][name]["tasks"]) for name, row in merged["shifts"].items()
+        }
         for key in ("steps", "seconds", "parameters", "trained"):
             merged[key] += outcome[key]
         merged["samples"] = {
