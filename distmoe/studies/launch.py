@@ -89,14 +89,18 @@ def _overrides(overrides: Sequence[str], folder: Path) -> list[str]:
 
 
 def read_outcome(folder: Path) -> dict[str, Any]:
-    """Test scores, steps, seconds, parameters and sample accounts of a run that has ended, as plain values."""
+    """Test scores, steps, seconds, parameters and sample accounts of a run that has ended, as plain values.
+
+    Parameters are those of the model that was tested: after the last merge, where task groups were learned.
+    """
     result = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
     samples = [line["samples"] for line in lines if "samples" in line]
-    learned = [line["structure"]["grouping"] for line in lines if "structure" in line]
-    partitions = learned[-1] if learned else summary["grouping"]["layers"]
+    phases = [line["structure"] for line in lines if "structure" in line]
+    partitions = phases[-1]["grouping"] if phases else summary["grouping"]["layers"]
+    parameters = phases[-1]["parameters"]["after"] if phases else summary["parameters"]["total"]
     shares = summary["shares"]
     frozen = 0 if shares is None else shares["frozen_backbone"] + shares["frozen_added"]
     return {
@@ -109,8 +113,8 @@ def read_outcome(folder: Path) -> dict[str, Any]:
         "steps": result["step"],
         "best_step": result["best"]["step"],
         "seconds": result["seconds"],
-        "parameters": summary["parameters"]["total"],
-        "trained": summary["parameters"]["total"] - frozen,
+        "parameters": parameters,
+        "trained": parameters - frozen,
         "samples": {key: value for key, value in samples[-1].items() if key != "tasks"} if samples else {},
         "task_groups": [len(partition) for partition in partitions],
         "agreement": _agreement([task["family"] for task in summary["tasks"]], partitions),

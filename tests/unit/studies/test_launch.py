@@ -30,6 +30,17 @@ def a_run(folder: Path, *lines: dict[str, Any], **result: Any) -> Path:
     return folder
 
 
+def test_parameters_are_those_of_the_model_that_was_tested(tmp_path: Path) -> None:
+    """Two phases, of which the last was killed while it settled and has its line twice."""
+    told = read_outcome(a_run(tmp_path / "told"))
+    assert (told["parameters"], told["trained"], told["task_groups"]) == (1000, 900, [2])
+    last = {"step": 8, "structure": {"grouping": [[[0, 1]]], "parameters": {"before": 900, "after": 800}}}
+    first = {"step": 4, "structure": {"grouping": [[[0], [1]]], "parameters": {"before": 1000, "after": 900}}}
+    learned = read_outcome(a_run(tmp_path / "learned", first, last, last))
+    assert (learned["parameters"], learned["trained"], learned["task_groups"]) == (800, 700, [1])
+    assert learned["agreement"] == 1.0
+
+
 def test_scores_under_shift_are_read_where_there_are_some(tmp_path: Path) -> None:
     assert read_outcome(a_run(tmp_path / "without"))["shifts"] == {}
     found = read_outcome(a_run(tmp_path / "with", shifts={"drop_0.2": scores(0.25, 0.5)}))
