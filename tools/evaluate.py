@@ -4,6 +4,7 @@
 python tools/evaluate.py runs/demo/checkpoints/step_300 --split test
 python tools/evaluate.py runs/demo/checkpoints/step_300 data.eval_batch_size=256    # overrides of the run's config
 python tools/evaluate.py runs/demo/checkpoints/step_300 --compare runs/more/checkpoints/step_200    # one table
+python tools/evaluate.py runs/demo/checkpoints/step_300 --shifts data.shifts.noise=[0.1,0.2]    # changed test texts
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from distmoe.errors import DistmoeError
+from distmoe.errors import ConfigError, DistmoeError
 from distmoe.models.build import MultiTaskModel
 from distmoe.parallel.env import RankEnv, device
 from distmoe.parallel.placement import place
@@ -47,36 +48,59 @@ class Host:
         """Nothing trains here."""
 
 
-def score(folder: Path, *, split: str, overrides: list[str]) -> Evaluation:
+def score(folder: Path, *, split: str, overrides: list[str], with_shifts: bool = False) -> list[Evaluation]:
     """Builds the checkpoint's whole model and runs it over a split.
+
+    Args:
+        folder: Of the checkpoint.
+        split: ``validation`` or ``test``.
+        overrides: Of the run's configuration.
+        with_shifts: Also over the test split under every shift of ``data.shifts``.
 
     Raises:
         DistmoeError: If the checkpoint is incomplete, or its data cannot be had.
     """
-    loaded = load_checkpoint(folder, overrides)
+    loaded = load_checkpoint(folder, overrides if with_shifts else [*overrides, "data.shifts={}"])
+    splits = [split, *(shift.split for shift in loaded.config.data.shifts.all)]
+    if with_shifts and len(splits) == 1:
+        raise ConfigError(
+            "there is no shift to score under",
+            got="--shifts, and data.shifts is empty",
+            expected="one shift or more, of the run or as an override",
+            remedy="for example data.shifts.noise=[0.1,0.2]",
+        )
     sources = loaded.sources
     data = encode(sources, loaded.config, env=ALONE, agreement=Agreement())
     placement = place(loaded.stored.grouping, data.weights, num_ranks=1, ep_size=1, mode="colocated")
     on = device(ALONE)
     loader = data.eval_loader(placement, rank=0, pin_memory=on.type == "cuda")
-    chosen: Any = split
-    return evaluate(
-        Host(loaded.model, on),
-        loader.batches(chosen),
-        split=split,
-        tasks=sources.tasks,
-        sizes=data.split_sizes(chosen),
-        answers=data.answers(chosen, loaded.model),
-    )
+    host = Host(loaded.model, on)
+    return [
+        evaluate(
+            host,
+            loader.batches(name),
+            split=name,
+            tasks=sources.tasks,
+            sizes=data.split_sizes(name),
+            answers=data.answers(name, loaded.model),
+        )
+        for name in splits
+    ]
 
 
 def table(folders: Sequence[Path], found: Sequence[Evaluation]) -> str:
-    """One row per task of any checkpoint, one column per checkpoint; a task that a checkpoint lacks has a dash."""
+    """One row per task of any checkpoint, one column per evaluation; a task that a checkpoint lacks has a dash.
+
+    Args:
+        folders: Checkpoint of each evaluation.
+        found: The evaluations.
+    """
     scores = [{row.task: row.score for row in one.tasks} for one in found]
     metrics = {row.task: row.metric for one in found for row in one.tasks}
     width = max(map(len, [*metrics, "macro"]))
-    lines = [f"[{number}] {folder}" for number, folder in enumerate(folders, start=1)]
-    lines.append(f"{'task':{width}}  {'metric':9}" + "".join(f"  {f'[{n}]':>7}" for n in range(1, len(folders) + 1)))
+    named = list(zip(folders, found, strict=True))
+    lines = [f"[{number}] {folder} {one.split}" for number, (folder, one) in enumerate(named, start=1)]
+    lines.append(f"{'task':{width}}  {'metric':9}" + "".join(f"  {f'[{n}]':>7}" for n in range(1, len(found) + 1)))
     for task, metric in metrics.items():
         cells = [f"{own[task]:7.4f}" if task in own else f"{'-':>7}" for own in scores]
         lines.append(f"{task:{width}}  {metric:9}  {'  '.join(cells)}")
@@ -87,7 +111,10 @@ def table(folders: Sequence[Path], found: Sequence[Evaluation]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Score a checkpoint on one process.")
     parser.add_argument("checkpoint", type=Path, help="folder step_N of a run")
-    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--split", choices=("validation", "test"), help="default validation; with --shifts test")
+    parser.add_argument(
+        "--shifts", action="store_true", help="the test split, and again under each shift of data.shifts, as a table"
+    )
     parser.add_argument(
         "--compare",
         type=Path,
@@ -98,13 +125,19 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_intermixed_args(argv)
-    folders = [arguments.checkpoint, *arguments.compare]
+    if arguments.shifts and arguments.split == "validation":
+        parser.error("--shifts are of the test split")
+    split = arguments.split or ("test" if arguments.shifts else "validation")
+    folders, found = [], []
     try:
-        found = [score(folder, split=arguments.split, overrides=arguments.overrides) for folder in folders]
+        for folder in (arguments.checkpoint, *arguments.compare):
+            scored = score(folder, split=split, overrides=arguments.overrides, with_shifts=arguments.shifts)
+            folders += [folder] * len(scored)
+            found += scored
     except DistmoeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table(folders, found) if arguments.compare else json.dumps(found[0].to_json(), indent=1))
+    print(table(folders, found) if len(found) > 1 else json.dumps(found[0].to_json(), indent=1))
     return 0
 
 

@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from distmoe.data.encoded import EncodedSplit
-from distmoe.data.sources.base import Split
 from distmoe.errors import DataError
 from distmoe.log import get_logger
 from distmoe.tasks import TaskSet
@@ -32,7 +31,7 @@ _logger = get_logger(__name__)
 def cache_key(
     tasks: TaskSet,
     task_id: int,
-    split: Split,
+    split: str,
     *,
     content: str,
     tokenizer: str,
@@ -48,7 +47,7 @@ def cache_key(
     Args:
         tasks: All tasks of the run, in order.
         task_id: The split's task.
-        split: Which split.
+        split: Which split, with its shift.
         content: Fingerprint of the raw examples.
         tokenizer: Fingerprint of the tokenizer.
         max_length: Limit of tokens per example.

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from distmoe.config import Section
+from distmoe.data.shift import Shift
+from distmoe.errors import ConfigError
 from distmoe.tasks import MetricName, TaskKind
 
 
@@ -158,6 +160,46 @@ class SamplingConfig(Section):
     )
 
 
+class ShiftsConfig(Section):
+    """Changes of the test texts; under each of them the test split is scored once more at the end of a run."""
+
+    noise: list[float] = Field(
+        default_factory=list, description="Shares of the words that are replaced by random words of the task's texts."
+    )
+    drop: list[float] = Field(default_factory=list, description="Shares of the words that are left out.")
+    longer: list[float] = Field(
+        default_factory=list,
+        description="Factors by which texts become longer; filler words are put between the others.",
+    )
+
+    @property
+    def all(self) -> tuple[Shift, ...]:
+        """Every shift, in the order of the keys."""
+        return (
+            *(Shift("noise", strength) for strength in self.noise),
+            *(Shift("drop", strength) for strength in self.drop),
+            *(Shift("longer", strength) for strength in self.longer),
+        )
+
+    def model_post_init(self, _context: object) -> None:
+        """Refuses strengths that are none.
+
+        Raises:
+            ConfigError: Naming the key.
+        """
+        fits = {"noise": lambda s: 0 < s <= 1, "drop": lambda s: 0 < s < 1, "longer": lambda s: s > 1}
+        bounds = {"noise": "above 0, at most 1", "drop": "above 0, below 1", "longer": "above 1"}
+        for kind, bound in bounds.items():
+            values = getattr(self, kind)
+            if len(set(values)) < len(values) or not all(fits[kind](value) for value in values):
+                raise ConfigError(
+                    f"data.shifts.{kind} has a strength that is none, or one twice",
+                    got=values,
+                    expected=f"different numbers {bound}",
+                    remedy=f"correct data.shifts.{kind}",
+                )
+
+
 class DataConfig(Section):
     root: str | None = Field(
         None,
@@ -192,3 +234,4 @@ class DataConfig(Section):
         "runs/cache", description="Folder of tokenized examples, keyed by everything that shaped them."
     )
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    shifts: ShiftsConfig = Field(default_factory=ShiftsConfig)

@@ -6,13 +6,12 @@ Shape letters: N examples, T tokens of all examples one after another.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from distmoe.data.indexed.windows import WindowSplit
-from distmoe.data.sources.base import Split
 
 
 @dataclass(frozen=True)
@@ -57,19 +56,24 @@ class EncodedTasks:
         validation: One split per task.
         test: One split per task; None where the task has no test split.
         pad_token_id: Fills rows up to the longest of a batch.
+        shifted: Name of a split under shift -> the shifted test split per task.
     """
 
     train: tuple[AnySplit, ...]
     validation: tuple[AnySplit, ...]
     test: tuple[AnySplit | None, ...]
     pad_token_id: int
+    shifted: Mapping[str, tuple[AnySplit, ...]] = field(default_factory=dict)
 
-    def split(self, name: Split) -> tuple[AnySplit, ...]:
+    def split(self, name: str) -> tuple[AnySplit, ...]:
         """Splits of all tasks; a task without test is represented by its validation (see :attr:`without_test`)."""
         if name == "train":
             return self.train
         if name == "validation":
             return self.validation
+        if name in self.shifted:
+            return self.shifted[name]
+        assert name == "test", f"no split {name}"
         return tuple(v if t is None else t for t, v in zip(self.test, self.validation, strict=True))
 
     @property

@@ -11,7 +11,6 @@ from distmoe.data.batch import TaskBatch
 from distmoe.data.collate import collate, placeholder
 from distmoe.data.config import DataConfig
 from distmoe.data.encoded import EncodedTasks, ExampleStore
-from distmoe.data.sources.base import Split
 from distmoe.parallel.placement import Placement
 from distmoe.tasks import TaskSet
 
@@ -44,9 +43,9 @@ class EvalLoader:
         self._class_index, host = next((i, host) for i, host in enumerate(placement.host_classes) if rank in host.ranks)
         self._place_in_class = host.ranks.index(rank)
         self._placeholder_task = host.tasks[0] if host.tasks else 0
-        self._stores: dict[Split, ExampleStore] = {}
+        self._stores: dict[str, ExampleStore] = {}
 
-    def num_batches(self, split: Split) -> int:
+    def num_batches(self, split: str) -> int:
         """Batches of every rank: the number that the busiest rank needs."""
         rounds = [
             -(-len(chunks) // len(host.ranks))
@@ -54,7 +53,7 @@ class EvalLoader:
         ]
         return max(rounds)
 
-    def batches(self, split: Split) -> Iterator[TaskBatch]:
+    def batches(self, split: str) -> Iterator[TaskBatch]:
         """Yields this rank's batches; loss weights are 1 for examples, and a rank that is done yields placeholders.
 
         The "test" of a task without a test split is its validation (:attr:`EncodedTasks.without_test`).
@@ -71,12 +70,12 @@ class EvalLoader:
                 batch = placeholder(task_id=self._placeholder_task, pad_token_id=pad_token_id, store=store)
             yield batch.pinned() if self._pin_memory else batch
 
-    def _store(self, split: Split) -> ExampleStore:
+    def _store(self, split: str) -> ExampleStore:
         if split not in self._stores:
             self._stores[split] = ExampleStore.join(self._encoded.split(split))
         return self._stores[split]
 
-    def _chunks(self, split: Split) -> list[list[npt.NDArray[np.int64]]]:
+    def _chunks(self, split: str) -> list[list[npt.NDArray[np.int64]]]:
         """Per host class, the rows of its tasks cut into batches; consecutive batches go to consecutive ranks.
 
         Longest first: the largest memory need shows at once, and batches of one round have neighbouring lengths.

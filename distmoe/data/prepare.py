@@ -20,6 +20,8 @@ from distmoe.data.indexed.documents import build_set
 from distmoe.data.indexed.sets import open_windows, read_pairs
 from distmoe.data.indexed.windows import WindowSplit
 from distmoe.data.preprocess import encode_pairs, encode_split, join_pairs
+from distmoe.data.shift import SHIFT_VERSION, Shift, shift_examples
+from distmoe.data.shifted import check_growth, check_shiftable
 from distmoe.data.sources.base import Split, TaskSource
 from distmoe.errors import ConfigError
 from distmoe.log import get_logger
@@ -35,7 +37,7 @@ class SplitReport:
 
     Attributes:
         task: Task name.
-        split: Split name.
+        split: Split name; with a shift, for example ``test~noise_0.1``.
         num_examples: Examples kept.
         num_truncated: Of these, examples longer than ``data.max_length``.
         num_dropped: Examples left out by ``data.max_train_examples``.
@@ -43,7 +45,7 @@ class SplitReport:
     """
 
     task: str
-    split: Split
+    split: str
     num_examples: int
     num_truncated: int
     num_dropped: int
@@ -66,16 +68,18 @@ def encode_tasks(
         tasks: Tasks of the run; their order gives the ids.
         source: Holds their examples.
         tokenizer: Turns texts into ids.
-        config: Limits and the cache folder.
-        seed: The run's seed; orders the documents of a language modelling task.
+        config: Limits, shifts and the cache folder.
+        seed: The run's seed; orders the documents of a language modelling task, and shifts texts.
         is_builder: True on the rank (one per file system) that writes the cache.
         barrier: Meets all ranks; called exactly once by each, also when the builder fails.
 
     Raises:
         DataError: If a split is empty or an example does not fit its task.
-        ConfigError: If the tokenizer cannot pad, or ``data.max_length`` leaves no room for text.
+        ConfigError: If the tokenizer cannot pad, ``data.max_length`` leaves no room for text, or a shift does not fit.
     """
     _check_tokenizer(tokenizer, tasks, config)
+    if config.shifts.all:
+        check_shiftable(tasks, source)
     build = _Builder(tasks, source, tokenizer, config, seed)
     if is_builder:
         try:
@@ -86,6 +90,7 @@ def encode_tasks(
     else:
         barrier()
         encoded, reports = build.all()
+    check_growth(tasks, encoded, config.shifts.all, max_length=config.max_length)
     return encoded, reports
 
 
@@ -104,35 +109,42 @@ class _Builder:
         encoded = EncodedTasks(
             train=tuple(self._split(task, "train") for task in ids),
             validation=tuple(self._split(task, "validation") for task in ids),
-            test=tuple(
-                self._split(task, "test") if "test" in self._source.splits(self._tasks[task].name) else None
-                for task in ids
-            ),
+            test=tuple(self._split(task, "test") if self._has_test(task) else None for task in ids),
             pad_token_id=int(self._tokenizer.pad_token_id),  # type: ignore[arg-type]
+            shifted={
+                shift.split: tuple(
+                    self._split(task, "test" if self._has_test(task) else "validation", shift) for task in ids
+                )
+                for shift in self._config.shifts.all
+            },
         )
         return encoded, self._reports
 
-    def _split(self, task: int, split: Split) -> AnySplit:
+    def _has_test(self, task: int) -> bool:
+        return "test" in self._source.splits(self._tasks[task].name)
+
+    def _split(self, task: int, split: Split, shift: Shift | None = None) -> AnySplit:
         spec = self._tasks[task]
         if spec.kind == "language_modeling":
             windows = self._windows(task, split)
             encoded: AnySplit = windows
             left_out = windows.num_tokens_left_out
         else:
-            encoded, left_out = self._encoded(task, split), 0
+            encoded, left_out = self._encoded(task, split, shift), 0
         dropped = encoded.num_dropped
-        self._reports.append(SplitReport(spec.name, split, len(encoded), encoded.num_truncated, dropped, left_out))
+        name = split if shift is None else shift.split
+        self._reports.append(SplitReport(spec.name, name, len(encoded), encoded.num_truncated, dropped, left_out))
         return encoded
 
-    def _encoded(self, task: int, split: Split) -> EncodedSplit:
-        key = self._key(task, split)
+    def _encoded(self, task: int, split: Split, shift: Shift | None) -> EncodedSplit:
+        key = self._key(task, split, shift)
         encoded = self._cache.load(key)
         if encoded is None:
-            encoded = self._encode(task, split)
+            encoded = self._encode(task, split, shift)
             self._cache.save(key, encoded)
         return encoded
 
-    def _encode(self, task: int, split: Split) -> EncodedSplit:
+    def _encode(self, task: int, split: Split, shift: Shift | None) -> EncodedSplit:
         spec, limit, max_length = self._tasks[task], self._limit(split), self._config.max_length
         where, prompt = f"task {spec.name!r}, {split}", self._config.prompt
         sets = self._source.indexed_sets(spec.name, split)
@@ -142,6 +154,9 @@ class _Builder:
             encoded, total = join_pairs(pairs[:limit], references, max_length=max_length), len(pairs)
         else:
             examples = self._source.examples(spec.name, split)
+            if shift is not None:
+                fillers = self._source.filler_words(spec.name)
+                examples = shift_examples(examples, shift, seed=self._seed, task=spec.name, fillers=fillers)
             kept, total = examples[:limit], len(examples)
             if spec.kind == "generation":
                 encoded = encode_pairs(kept, self._tokenizer, max_length=max_length, prompt=prompt, where=where)
@@ -167,14 +182,15 @@ class _Builder:
             where=f"task {name!r}, {split}",
         )
 
-    def _key(self, task: int, split: Split) -> str:
+    def _key(self, task: int, split: Split, shift: Shift | None = None) -> str:
         spec = self._tasks[task]
         is_text = spec.kind == "language_modeling"  # documents are cached whole, before they are cut into windows
+        content = self._source.fingerprint(spec.name, split)
         return cache_key(
             self._tasks,
             task,
-            split,
-            content=self._source.fingerprint(spec.name, split),
+            split if shift is None else shift.split,
+            content=content if shift is None else f"{content} shift {SHIFT_VERSION} seed {self._seed}",
             tokenizer=self._tokenizer_fingerprint,
             max_length=0 if is_text else self._config.max_length,
             max_examples=None if is_text else self._limit(split),

@@ -5,7 +5,7 @@ and initial weights, and what seeds have in common drops out of the difference.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,12 @@ def macro(record: Mapping[str, Any]) -> float:
     return float(np.mean(list(record["tasks"].values())))
 
 
+def under_shift(record: Mapping[str, Any], *, shifts: Sequence[str]) -> float | None:
+    """Mean over shifts of the macro score under them; None of a run that was not scored under all of them."""
+    found = record.get("shifts", {})
+    return float(np.mean([found[name]["macro"] for name in shifts])) if all(name in found for name in shifts) else None
+
+
 def worst(record: Mapping[str, Any]) -> float:
     """Score of the run's worst task."""
     return float(min(record["tasks"].values()))
@@ -70,13 +76,14 @@ def by_seed(records: Mapping[tuple[str, int], Mapping[str, Any]], arm: str) -> d
 
 
 def difference(
-    records: Mapping[tuple[str, int], Mapping[str, Any]], arm: str, against: str, *, task: str | None = None
+    records: Mapping[tuple[str, int], Mapping[str, Any]],
+    arm: str,
+    against: str,
+    *,
+    value: Callable[[Mapping[str, Any]], float | None] = macro,
 ) -> Estimate | None:
-    """Paired difference of macro scores, or of one task's; None without a seed that both arms have."""
+    """Paired difference of a value of runs, by default the macro score; None without a seed that both arms have."""
     ours, theirs = by_seed(records, arm), by_seed(records, against)
-
-    def value(record: Mapping[str, Any]) -> float:
-        return macro(record) if task is None else float(record["tasks"][task])
-
-    pairs = [value(ours[seed]) - value(theirs[seed]) for seed in ours if seed in theirs]
-    return estimate(pairs) if pairs else None
+    pairs = [(value(ours[seed]), value(theirs[seed])) for seed in ours if seed in theirs]
+    found = [our - their for our, their in pairs if our is not None and their is not None]
+    return estimate(found) if found else None

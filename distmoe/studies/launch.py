@@ -89,24 +89,32 @@ def _overrides(overrides: Sequence[str], folder: Path) -> list[str]:
 
 
 def read_outcome(folder: Path) -> dict[str, Any]:
-    """Test scores, steps, seconds, parameters and sample accounts of a run that has ended, as plain values."""
+    """Test scores, steps, seconds, parameters and sample accounts of a run that has ended, as plain values.
+
+    Parameters are those of the model that was tested: after the last merge, where task groups were learned.
+    """
     result = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
     samples = [line["samples"] for line in lines if "samples" in line]
-    learned = [line["structure"]["grouping"] for line in lines if "structure" in line]
-    partitions = learned[-1] if learned else summary["grouping"]["layers"]
+    phases = [line["structure"] for line in lines if "structure" in line]
+    partitions = phases[-1]["grouping"] if phases else summary["grouping"]["layers"]
+    parameters = phases[-1]["parameters"]["after"] if phases else summary["parameters"]["total"]
     shares = summary["shares"]
     frozen = 0 if shares is None else shares["frozen_backbone"] + shares["frozen_added"]
     return {
         "tasks": {name: row["score"] for name, row in result["test"]["tasks"].items()},
         "metrics": {name: row["metric"] for name, row in result["test"]["tasks"].items()},
+        "shifts": {
+            name: {"macro": row["macro"], "tasks": {task: one["score"] for task, one in row["tasks"].items()}}
+            for name, row in result.get("shifts", {}).items()
+        },
         "steps": result["step"],
         "best_step": result["best"]["step"],
         "seconds": result["seconds"],
-        "parameters": summary["parameters"]["total"],
-        "trained": summary["parameters"]["total"] - frozen,
+        "parameters": parameters,
+        "trained": parameters - frozen,
         "samples": {key: value for key, value in samples[-1].items() if key != "tasks"} if samples else {},
         "task_groups": [len(partition) for partition in partitions],
         "agreement": _agreement([task["family"] for task in summary["tasks"]], partitions),
@@ -121,12 +129,19 @@ def _agreement(families: Sequence[str | None], partitions: Sequence[Sequence[Seq
     return adjusted_rand_index([tuple(task_group) for task_group in partitions[-1]], planted)
 
 
+def _joined(scores: dict[str, float]) -> dict[str, Any]:
+    return {"macro": sum(scores.values()) / len(scores), "tasks": scores}
+
+
 def side_by_side(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One outcome from those of several models, each with tasks of its own: costs and sizes add up."""
     merged = dict(outcomes[0])
     for outcome in outcomes[1:]:
         for key in ("tasks", "metrics"):
             merged[key] = merged[key] | outcome[key]
+        merged["shifts"] = {
+            name: _joined(row["tasks"] | outcome["shifts"][name]["tasks"]) for name, row in merged["shifts"].items()
+        }
         for key in ("steps", "seconds", "parameters", "trained"):
             merged[key] += outcome[key]
         merged["samples"] = {

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from distmoe.studies.intervals import Estimate, by_seed, difference, estimate, macro, spread, worst
+from distmoe.studies.markdown import interval, markdown
+from distmoe.studies.shift_table import shift_lines
 from distmoe.studies.study import Comparison, Study
 
 Records = Mapping[tuple[str, int], Mapping[str, Any]]
@@ -29,6 +31,7 @@ def study_lines(study: Study, records: Records) -> list[str]:
         "",
         *_comparison_table(study, arms, records),
         "",
+        *shift_lines(study, arms, records),
         *_grouping_table(arms, records),
         "Mean test score per task.",
         "",
@@ -61,7 +64,7 @@ def _arm_table(study: Study, arms: Sequence[str], records: Records) -> list[str]
                 name,
                 study.arms[name].title,
                 str(len(runs)),
-                _interval(estimate([macro(run) for run in runs])),
+                interval(estimate([macro(run) for run in runs])),
                 f"{mean(worst):.4f}",
                 f"{mean(spread):.4f}",
                 f"{mean(lambda run: run['trained']):,.0f} / {mean(lambda run: run['parameters']):,.0f}",
@@ -73,7 +76,7 @@ def _arm_table(study: Study, arms: Sequence[str], records: Records) -> list[str]
                 f"{mean(lambda run: run['seconds']):,.0f}",
             )
         )
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def _comparison_table(study: Study, arms: Sequence[str], records: Records) -> list[str]:
@@ -85,8 +88,8 @@ def _comparison_table(study: Study, arms: Sequence[str], records: Records) -> li
                 what = f"{comparison.arm} - {comparison.against}"
                 wanted = "> 0" if comparison.expect == "higher" else "about 0"
                 verdict = outcome_of(comparison, found)
-                rows.append((comparison.claim, what, wanted, _interval(found, signed=True), verdict))
-    return _markdown(("claim", "difference", "expected", "found", ""), rows)
+                rows.append((comparison.claim, what, wanted, interval(found, signed=True), verdict))
+    return markdown(("claim", "difference", "expected", "found", ""), rows)
 
 
 def _task_table(arms: Sequence[str], tasks: Sequence[str], records: Records) -> list[str]:
@@ -95,7 +98,7 @@ def _task_table(arms: Sequence[str], tasks: Sequence[str], records: Records) -> 
         runs = list(by_seed(records, name).values())
         cells = [[run["tasks"][task] for run in runs if task in run["tasks"]] for task in tasks]
         rows.append((name, *(f"{np.mean(values):.3f}" if values else "–" for values in cells)))
-    return _markdown(("arm", *tasks), rows)
+    return markdown(("arm", *tasks), rows)
 
 
 def _grouping_table(arms: Sequence[str], records: Records) -> list[str]:
@@ -108,15 +111,4 @@ def _grouping_table(arms: Sequence[str], records: Records) -> list[str]:
             found = [run["agreement"] for run in runs.values() if run["agreement"] is not None]
             rows.append((name, sizes, " ".join(f"{value:.2f}" for value in found), f"{np.mean(found or [np.nan]):.2f}"))
     header = ("arm", "task groups per routed layer, by seed", "adjusted Rand index at the last one, by seed", "mean")
-    return [*_markdown(header, rows), ""] if rows else []
-
-
-def _interval(found: Estimate, *, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    if not math.isfinite(found.low):
-        return f"{found.mean:{sign}.4f} [one seed]"
-    return f"{found.mean:{sign}.4f} [{found.low:{sign}.4f}, {found.high:{sign}.4f}]"
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+    return [*markdown(header, rows), ""] if rows else []

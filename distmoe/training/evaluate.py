@@ -86,7 +86,7 @@ class Evaluation:
     """All tasks on one split.
 
     Attributes:
-        split: ``validation`` or ``test``.
+        split: ``validation``, ``test``, or a test split under shift, ``test~noise_0.1``.
         tasks: In the order of the task set; tasks without this split are left out.
         macro: Mean of the scores.
         seconds: Wall time.

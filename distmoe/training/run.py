@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +114,8 @@ def _train_alone(
         run, ended = train_in_phases(workshop, run, stop)
         stop.disarm()
         whereabouts.at("scoring the test splits (gathers)", step=run.state.step)
-        _finish(run, folder, ended, stop=stop, rank=env.rank)
+        shifted = tuple(shift.split for shift in config.data.shifts.all)
+        _finish(run, folder, ended, shifted=shifted, stop=stop, rank=env.rank)
     except Exception:
         _complete(workshop.saver)
         raise
@@ -132,7 +134,7 @@ def _complete(saver: Saver) -> None:
         _log.warning("the checkpoint that was being written is lost: %s", error)
 
 
-def _finish(run: Run, folder: RunFolder, ended: Ended, *, stop: StopSignal, rank: int) -> None:
+def _finish(run: Run, folder: RunFolder, ended: Ended, *, shifted: Sequence[str], stop: StopSignal, rank: int) -> None:
     """Scores the best weights on the test splits, writes ``result.json``; a stopped run only says how to go on."""
     state = run.state
     if ended == "Stopped by a signal":
@@ -141,16 +143,18 @@ def _finish(run: Run, folder: RunFolder, ended: Ended, *, stop: StopSignal, rank
         return
     last_step = state.step
     chosen = run.checkpoints.load_best_weights()
-    test = run.evaluate("test")
-    if test.tasks:
-        run.journal.evaluated(test, last_step if chosen is None else chosen, is_best=False, final=True)
+    test_step = last_step if chosen is None else chosen
+    scored = {split: run.evaluate(split) for split in ("test", *shifted)}
+    for evaluation in scored.values():
+        run.journal.evaluated(evaluation, test_step, is_best=False, final=True)
     if rank == 0:
         result = {
             "ended": ended,
             "step": last_step,
             "seconds": round(state.train_seconds, 1),
             "best": {"step": state.best.step, "score": state.best.score},
-            "test_step": last_step if chosen is None else chosen,
-            "test": test.to_json() if test.tasks else None,
+            "test_step": test_step,
+            "test": scored["test"].to_json(),
+            "shifts": {split.removeprefix("test~"): scored[split].to_json() for split in shifted},
         }
         write_json(folder.path / RESULT_FILE, result)

@@ -13,7 +13,7 @@ from distmoe.data.loader import TrainLoader
 from distmoe.data.pool_loader import PoolLoader
 from distmoe.data.prepare import SplitReport, encode_tasks
 from distmoe.data.sampling import mixture_weights
-from distmoe.data.sources import Split, TaskSource, load_tasks
+from distmoe.data.sources import TaskSource, load_tasks
 from distmoe.data.tokenizer import resolve_tokenizer
 from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.parallel.env import RankEnv
@@ -86,7 +86,7 @@ class RunData:
             pin_memory=pin_memory,
         )  # fmt: skip
 
-    def answers(self, split: Split, model: nn.Module) -> Answers | None:
+    def answers(self, split: str, model: nn.Module) -> Answers | None:
         """What generates the answers of the tasks that are scored by text; None if there is no such task."""
         if not any(spec.is_scored_by_text for spec in self.tasks):
             return None
@@ -94,7 +94,7 @@ class RunData:
         splits = self.encoded.split(split)
         return Answers(model, self.tokenizer, self.tasks, splits, max_new_tokens=self.config.run.max_new_tokens)
 
-    def split_sizes(self, split: Split) -> tuple[int, ...]:
+    def split_sizes(self, split: str) -> tuple[int, ...]:
         """Examples per task. The test of a task without a test split is its validation."""
         return tuple(len(one) for one in self.encoded.split(split))
 

@@ -31,7 +31,7 @@ STOP_FILE = "stop"  # whoever makes it asks a run on several ranks to save and e
 _FREE_KEYS = (
     "run.name", "run.output_dir", "run.log_every", "run.eval_every", "run.early_stop", "run.on_nonfinite",
     "run.tensorboard", "run.wandb", "run.report", "data.root", "data.cache_dir", "data.eval_batch_size",
-    "data.micro_batch_size", "data.sampling.trunk_cache", "parallel.", "checkpoint.",
+    "data.micro_batch_size", "data.sampling.trunk_cache", "data.shifts.", "parallel.", "checkpoint.",
 )  # fmt: skip
 
 

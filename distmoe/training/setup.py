@@ -134,6 +134,9 @@ def _announce(
         shares=hosted.shares,
         tensor=config.parallel.tensor,
         settings=plan.settings,
+        cut_under_shift={
+            name: sum(split.num_truncated for split in splits) for name, splits in data.encoded.shifted.items()
+        },
     )
     write_json(folder.path / SUMMARY_FILE, facts.to_json())
     for line in facts.lines(config, device=hosted.engine.device.type):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
@@ -86,6 +86,7 @@ class Facts:
     pool_sizes: Sequence[Sequence[int]] = ()
     shares: ParameterShares | None = None
     tensor: int = 1  # tensor ranks of each of the placement's ranks
+    cut_under_shift: Mapping[str, int] = field(default_factory=dict)  # texts of each split under shift that were cut
 
     def to_json(self) -> dict[str, Any]:
         """The plain values of ``summary.json``."""
@@ -105,6 +106,7 @@ class Facts:
             },
             "num_ranks": self.placement.num_ranks * self.tensor,
             "tensor": self.tensor,
+            "cut_under_shift": dict(self.cut_under_shift),
             "parameters": asdict(self.parameters),
             "shares": None if self.shares is None else asdict(self.shares),
             "zero_stage": self.settings.stage,
@@ -128,6 +130,9 @@ class Facts:
             rows.append(
                 f"{truncated:,} examples were longer than data.max_length={config.data.max_length} and were cut"
             )
+        if self.cut_under_shift:
+            shown = ", ".join(f"{split} {cut:,}" for split, cut in self.cut_under_shift.items())
+            rows.append(f"scored under shift at the end, with texts that were cut: {shown}")
         left_out = sum(size.left_out for size in self.sizes)
         if left_out:
             limit = config.data.max_train_examples

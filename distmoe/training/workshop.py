@@ -17,7 +17,6 @@ from distmoe.checkpoint.manifest import read_manifest
 from distmoe.checkpoint.saver import Saver
 from distmoe.data.loader import StepLoader
 from distmoe.data.pool_loader import PoolLoader
-from distmoe.data.sources.base import Split
 from distmoe.models.build import MultiTaskModel
 from distmoe.models.multitask import MultiTaskEncoder
 from distmoe.moe.statistics import RoutingStatistics
@@ -57,7 +56,7 @@ class Run:
     trainer: Trainer
     checkpoints: Checkpoints
     journal: Journal
-    evaluate: Callable[[Split], Evaluation]
+    evaluate: Callable[[str], Evaluation]
     state: TrainerState
     model: MultiTaskModel
     placement: Placement
@@ -210,7 +209,7 @@ class Workshop:
             grid=grid,
         )
 
-        def evaluate_split(split: Split) -> Evaluation:
+        def evaluate_split(split: str) -> Evaluation:
             batches = eval_loader.batches(split)
             answers = data.answers(split, engine.module)
             return evaluate(

@@ -53,7 +53,7 @@ def test_checkpoints_are_compared_in_one_table(folder: Path, capsys) -> None:
     last, other = (str(folder / "run" / "checkpoints" / name) for name in ("step_12", "step_8"))
     assert tool("evaluate").main([last, "--compare", other]) == 0
     lines, line = capsys.readouterr().out.splitlines(), validation_of(folder / "run")
-    assert lines[:2] == [f"[1] {last}", f"[2] {other}"]
+    assert lines[:2] == [f"[1] {last} validation", f"[2] {other} validation"]
     assert lines[2].split() == ["task", "metric", "[1]", "[2]"]
     assert lines[-1].split()[:2] == ["macro", f"{line['macro']:.4f}"]
     assert {row.split()[0]: row.split()[2] for row in lines[3:-1]} == {

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
 
-from tests.integration.commands import Finished, launch, metrics, overrides, run_alone
+from tests.integration.commands import ROOT, Finished, launch, metrics, overrides, run_alone
 
 pytestmark = pytest.mark.timeout(600)
+
+SHIFTS = "data.shifts={noise: [0.4], drop: [0.5]}"
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> Finished:
-    return launch(folder, overrides(folder, "run.report=true", "data.max_length=8", "parallel.ep_size=2"))
+    return launch(folder, overrides(folder, "run.report=true", "data.max_length=8", "parallel.ep_size=2", SHIFTS))
 
 
 def test_the_launcher_trains_two_ranks_to_the_end(finished: Finished) -> None:
@@ -50,10 +53,26 @@ def test_metrics_hold_losses_routing_and_scores_of_every_task(finished: Finished
     assert sum(line["routing"]["layer_0"]["bytes"] for line in train) > 0  # ep_size 2: some rows travel
     scores = [(line["step"], line["evaluation"]["split"]) for line in lines if "evaluation" in line]
     assert scores[:2] == [(6, "validation"), (12, "validation")]
-    assert scores[2][1] == "test"
+    assert [split for _, split in scores[2:]] == ["test", "test~noise_0.4", "test~drop_0.5"]
     for line in lines:
         for row in line.get("evaluation", {}).get("tasks", {}).values():
             assert row["examples"] == 32
+
+
+def test_two_ranks_score_under_shift_what_one_process_scores(
+    finished: Finished, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = json.loads((folder / "run" / "result.json").read_text())
+    checkpoint = folder / "run" / "checkpoints" / f"step_{result['test_step']}"
+    assert runpy.run_path(str(ROOT / "tools" / "evaluate.py"))["main"]([str(checkpoint), "--shifts"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[-1] for row in rows[:3]] == ["test", "test~noise_0.4", "test~drop_0.5"]
+    expected = [result["test"], result["shifts"]["noise_0.4"], result["shifts"]["drop_0.5"]]
+    assert rows[-1][1:] == [f"{one['macro']:.4f}" for one in expected]
+    losses = [one["tasks"]["planted0_a"]["loss"] for one in expected]
+    assert len(set(losses)) == 3
+    assert "test~drop_0.5 at step" in finished.output
+    assert "Under shift" in (folder / "run" / "report" / "index.html").read_text()
 
 
 def test_truncated_texts_are_counted_and_reported(finished: Finished, folder: Path) -> None:

@@ -46,6 +46,10 @@ class TaskSource(ABC):
             DataError: If the split is empty, or an example does not fit the task's spec.
         """
 
+    def filler_words(self, name: str) -> tuple[str, ...] | None:
+        """Words that mean nothing for the task, if the source knows them, else None."""
+        return None
+
     def indexed_sets(self, name: str, split: Split) -> Mapping[str, float] | None:
         """Paths of the indexed sets that hold the split instead of texts, with their weights in the blend."""
         return None

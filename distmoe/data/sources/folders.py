@@ -53,6 +53,10 @@ class FolderSource(TaskSource):
         source, own_name = self._find(name)
         return source.examples(own_name, split)
 
+    def filler_words(self, name: str) -> tuple[str, ...] | None:
+        source, own_name = self._find(name)
+        return source.filler_words(own_name)
+
     def indexed_sets(self, name: str, split: Split) -> Mapping[str, float] | None:
         source, own_name = self._find(name)
         return source.indexed_sets(own_name, split)

@@ -72,6 +72,9 @@ class SuiteSource(TaskSource):
         labels = task.function.labels(x_NM)
         return [self._write(task, x_M, label, rng) for x_M, label in zip(x_NM, labels, strict=True)]
 
+    def filler_words(self, name: str) -> tuple[str, ...]:
+        return self._task(name).lexicon.fillers
+
     def fingerprint(self, name: str, split: Split) -> str:
         text = f"suite {SUITE_VERSION} {name} {split} {self._config.model_dump_json()}"
         return hashlib.sha256(text.encode()).hexdigest()

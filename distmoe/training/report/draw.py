@@ -48,6 +48,15 @@ def _sections(history: RunHistory, folder: Path) -> list[str]:
                 image("scores", scores.score_curves, "validation scores by step"),
             )
         )
+    if scores.shifts(history):
+        parts.append(
+            html.section(
+                "Under shift",
+                "The test split once more with changed texts: noise, a share of the words replaced; drop, a share left "
+                "out; longer, filler words put between the others. Its last row counts texts that data.max_length cut.",
+                _shift_table(history),
+            )
+        )
     if history.train:
         parts.append(
             html.section(
@@ -158,6 +167,20 @@ def _score_table(history: RunHistory) -> str:
         )
     header = ("task", "metric", "previous", "newest", "change", "at best macro", "test")
     return html.table(header, rows, total=True, text_columns=2)
+
+
+def _shift_table(history: RunHistory) -> str:
+    columns = [evaluation for _, evaluation in history.split("test")[-1:]] + scores.shifts(history)
+    cut = history.summary.get("cut_under_shift", {})
+    rows = [
+        [html.Cell(task), *(html.Cell(_number(one["tasks"][task]["score"])) for one in columns)]
+        for task in columns[0]["tasks"]
+    ]
+    rows.append([html.Cell("macro score"), *(html.Cell(_number(one["macro"])) for one in columns)])
+    rows.append(
+        [html.Cell("cut"), *(html.Cell(f"{cut[one['split']]:,}" if one["split"] in cut else "–") for one in columns)]
+    )
+    return html.table(("task", *(one["split"].removeprefix("test~") for one in columns)), rows)
 
 
 def _task_table(history: RunHistory) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from distmoe.training.report.history import RunHistory
+from distmoe.training.report.history import Record, RunHistory
 from distmoe.training.report.style import Theme, dress, grid_shape, new_figure
 
 
@@ -42,6 +42,12 @@ def score_rows(history: RunHistory) -> list[ScoreRow]:
     ]
     macro = [None if one is None else one["macro"] for one in (previous, best, test)]
     return [*rows, ScoreRow("macro score", "mean", current["macro"], *macro)]
+
+
+def shifts(history: RunHistory) -> list[Record]:
+    """Evaluations of the test split under shift, the newest of each."""
+    rows = [line["evaluation"] for line in history.evaluations if line["evaluation"]["split"].startswith("test~")]
+    return list({row["split"]: row for row in rows}.values())
 
 
 def score_changes(history: RunHistory, theme: Theme) -> Figure:

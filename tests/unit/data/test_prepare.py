@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from distmoe.data.config import DataConfig
+from distmoe.data.config import DataConfig, ShiftsConfig, TextSuiteConfig
 from distmoe.data.example import TaskExample
 from distmoe.data.prepare import SplitReport, encode_tasks
 from distmoe.data.sources.base import TaskSource
+from distmoe.data.sources.text_suite import TextSuiteSource
 from distmoe.errors import ConfigError, DataError
 from distmoe.tasks import TaskSet, TaskSpec
 from distmoe.tokenization import build_word_tokenizer
@@ -122,3 +123,44 @@ def test_a_tokenizer_without_padding_is_refused(tmp_path):
     tokenizer.pad_token = None
     with pytest.raises(ConfigError, match="has no padding token"):
         encode_tasks(TASKS, Table(), tokenizer, config(tmp_path))
+
+
+SHIFTS = {"drop": [0.5], "longer": [2]}
+
+
+def test_test_splits_are_encoded_once_more_under_shift_and_cached(tmp_path, caplog):
+    """A task without a test split is shifted in its validation, which stands in for it."""
+    with_shifts = config(tmp_path, shifts=ShiftsConfig(**SHIFTS), max_length=5)
+    plain, _ = encode_tasks(TASKS, Table(), TOKENIZER, config(tmp_path, max_length=5))
+    reader = Table()
+    encoded, reports = encode_tasks(TASKS, reader, TOKENIZER, with_shifts)
+    assert reader.reads == [("class", "test"), ("number", "validation")] * 2
+    assert [split.lengths_N.tolist() for split in encoded.split("test")] == [[4], [4]]
+    assert [split.lengths_N.tolist() for split in encoded.split("test~longer_2")] == [[5], [5]]
+    assert encoded.split("test~drop_0.5")[1].labels_N.tolist() == plain.validation[1].labels_N.tolist()
+    assert SplitReport("class", "test~longer_2", 1, 1, 0) in reports
+    assert "class test~longer_2 1 of 1" in caplog.text
+    assert "longer_2: texts get 100 % more words, but data.max_length=5 cuts" in caplog.text
+    again = Table()
+    encode_tasks(TASKS, again, TOKENIZER, with_shifts)
+    assert again.reads == []
+    encode_tasks(TASKS, again, TOKENIZER, with_shifts, seed=1)
+    assert again.reads == [("class", "test"), ("number", "validation")] * 2
+
+
+def test_longer_texts_of_which_nothing_is_left_are_refused(tmp_path):
+    class Full(Table):
+        def examples(self, name, split):
+            return [TaskExample("a b c a b c", None, 0)]
+
+    with pytest.raises(ConfigError, match=r"all cut again[\s\S]*longer=\[1.5\], data.max_length=5"):
+        encode_tasks(TASKS, Full(), TOKENIZER, config(tmp_path, max_length=5, shifts=ShiftsConfig(longer=[1.5])))
+
+
+def test_tasks_without_texts_apart_from_answers_are_refused(tmp_path):
+    suite = TextSuiteSource(TextSuiteConfig())
+    tasks = TaskSet(tuple(suite.spec(name) for name in suite.names))
+    with pytest.raises(ConfigError, match=rf"keeps answers[\s\S]*got: +{suite.names[0]}"):
+        encode_tasks(
+            tasks, suite, build_word_tokenizer(suite.vocabulary), config(tmp_path, shifts=ShiftsConfig(drop=[0.1]))
+        )

@@ -15,6 +15,7 @@ def record(arm: str, seed: int, *scores: float, forward_equivalents: int = 600) 
         "metrics": {f"t{index}": "accuracy" for index in range(len(scores))},
         "steps": 10,
         "best_step": 10,
+        "shifts": {"noise_0.1": _lower(scores, 0.1), "drop_0.2": _lower(scores, 0.2 if arm == "C" else 0.1)},
         "seconds": 2.0,
         "parameters": 1000,
         "trained": 600,
@@ -23,6 +24,11 @@ def record(arm: str, seed: int, *scores: float, forward_equivalents: int = 600) 
             "forward_equivalents": forward_equivalents,
         },
     }  # fmt: skip
+
+
+def _lower(scores: tuple[float, ...], loss: float) -> dict[str, Any]:
+    lower = [score - loss for score in scores]
+    return {"macro": sum(lower) / len(lower), "tasks": {f"t{index}": score for index, score in enumerate(lower)}}
 
 
 def by_place(*records: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:

@@ -52,7 +52,7 @@ def test_arms_are_compared_seed_by_seed():
     found = difference(RECORDS, "D", "C")
     assert found.mean == pytest.approx(0.05)
     assert found.verdict == "higher"
-    assert difference(RECORDS, "D", "C", task="t1").mean == 0
+    assert difference(RECORDS, "D", "C", value=lambda run: run["tasks"]["t1"]).mean == 0
     only_first = {place: one for place, one in RECORDS.items() if place != ("C", 1)}
     assert difference(only_first, "D", "C").num_seeds == 2
     assert difference(RECORDS, "D", "X") is None
@@ -70,6 +70,24 @@ def test_the_tables_name_what_is_supported_and_leave_out_what_was_not_trained():
     assert "| D | 0.600 | 0.600 |" in text
 
 
+def test_arms_are_compared_under_shift_over_the_runs_that_have_scores_there():
+    """C loses 0.1 and 0.2 under the shifts, D 0.1 twice: 0.05 more between them, 0.1 of 0.4 being 25 %."""
+    records = by_place(*(record(arm, seed, 0.55) for arm in "CD" for seed in range(2)))
+    text = "\n".join(study_lines(STUDY, records))
+    assert "| arm | seeds | test | mean | noise_0.1 | drop_0.2 |" in text
+    assert "| C | 2 | 0.5500 | 0.4000 [0.4000, 0.4000] | 0.4500 | 0.3500 |" in text
+    row = "| D - C | +12.5 % | +0.0500 [+0.0500, +0.0500] | +0.0000 [+0.0000, +0.0000] | +0.1000 [+0.1000, +0.1000] |"
+    assert row in text
+    for one in ("shifts", "drop_0.2"):
+        older = by_place(*(record(arm, seed, 0.55) for arm in "CD" for seed in range(2)))
+        first = older["C", 0]
+        (first if one == "shifts" else first["shifts"]).pop(one)
+        text = "\n".join(study_lines(STUDY, older))
+        assert ("| C | 1 | 0.5500 | 0.4000 [one seed]" in text) == (one == "shifts")
+        assert "| arm | seeds | test | mean | noise_0.1 |" + (" drop_0.2 |" if one == "shifts" else "\n") in text
+    assert "shift" not in "\n".join(study_lines(STUDY, {place: run | {"shifts": {}} for place, run in records.items()}))
+
+
 def test_the_picture_has_both_themes(tmp_path):
     for path in draw_study(STUDY, RECORDS, tmp_path):
         assert imread(path).std() > 0.01
@@ -77,8 +95,13 @@ def test_the_picture_has_both_themes(tmp_path):
 
 def test_models_of_single_tasks_stand_side_by_side_and_their_costs_add_up():
     first, second = record("A", 0, 0.5), record("A", 0, 0.25) | {"tasks": {"other": 0.25}}
+    second["shifts"] = {name: {"macro": 0.15, "tasks": {"other": 0.15}} for name in second["shifts"]}
     merged = side_by_side([first, second])
     assert merged["tasks"] == {"t0": 0.5, "other": 0.25}
     assert (merged["steps"], merged["parameters"], merged["samples"]["updates"]) == (20, 2000, 400)
     assert "distinct_share" not in merged["samples"]
+    assert merged["shifts"]["noise_0.1"] == {
+        "macro": pytest.approx((0.4 + 0.15) / 2),
+        "tasks": {"t0": 0.4, "other": 0.15},
+    }
     assert side_by_side([first]) == first
