@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,3 +45,11 @@ def adjusted_rand_index(first: Iterable[TaskGroup], second: Iterable[TaskGroup])
     tasks = sorted(labels[0])
     assert tasks == sorted(labels[1]), "partitions of different tasks"
     return float(adjusted_rand_score(*([table[task] for task in tasks] for table in labels)))
+
+
+def family_agreement(families: Sequence[str | None], partition: Iterable[TaskGroup]) -> float | None:
+    """Adjusted Rand index of a partition and the tasks' families (``TaskSpec.family``); None if a task has none."""
+    if None in families:
+        return None
+    planted = [tuple(task for task, one in enumerate(families) if one == name) for name in dict.fromkeys(families)]
+    return adjusted_rand_index(partition, planted)

@@ -14,7 +14,7 @@ import distmoe
 from distmoe import log
 from distmoe.errors import TrainingError
 from distmoe.recipes import resolve
-from distmoe.structure.tree import adjusted_rand_index
+from distmoe.structure.tree import family_agreement
 from distmoe.training.run_folder import RESULT_FILE, SUMMARY_FILE
 from distmoe.training.stop_signal import StopSignal
 
@@ -117,16 +117,10 @@ def read_outcome(folder: Path) -> dict[str, Any]:
         "trained": parameters - frozen,
         "samples": {key: value for key, value in samples[-1].items() if key != "tasks"} if samples else {},
         "task_groups": [len(partition) for partition in partitions],
-        "agreement": _agreement([task["family"] for task in summary["tasks"]], partitions),
+        "agreement": family_agreement([task["family"] for task in summary["tasks"]], map(tuple, partitions[-1]))
+        if partitions
+        else None,
     }
-
-
-def _agreement(families: Sequence[str | None], partitions: Sequence[Sequence[Sequence[int]]]) -> float | None:
-    """Adjusted Rand index of the last routed layer's task groups and the tasks' families; None where one is missing."""
-    if not partitions or None in families:
-        return None
-    planted = [tuple(i for i, one in enumerate(families) if one == family) for family in dict.fromkeys(families)]
-    return adjusted_rand_index([tuple(task_group) for task_group in partitions[-1]], planted)
 
 
 def _joined(scores: dict[str, float]) -> dict[str, Any]:

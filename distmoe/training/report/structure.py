@@ -52,7 +52,7 @@ def merge_table(history: RunHistory) -> str:
     header = ("phase", "at", "merge", "loss against no merge", "against its task groups", "against before", "outcome",
               "parameters")  # fmt: skip
     table = html.table(header, rows, text_columns=3) if rows else "<p>No merge was proposed.</p>"
-    return table + f"<p>{_spell_seconds(history)}</p>"
+    return table + f"<p>{_spell_agreement(history)}{_spell_seconds(history)}</p>"
 
 
 def heat_map(
@@ -104,6 +104,13 @@ def _panel(axes: Axes, theme: Theme, history: RunHistory, line: Record, proposal
 def _cost(cost: Record) -> str:
     """A ratio of losses as a change with its standard error."""
     return f"{100 * (cost['ratio'] - 1):+.1f} % ± {100 * cost['noise']:.1f}"
+
+
+def _spell_agreement(history: RunHistory) -> str:
+    agreement = history.structure[-1]["structure"].get("family_agreement") if history.structure else None
+    if agreement is None:
+        return ""
+    return f"Agreement of the last layer's task groups with the tasks' families: {agreement:.2f} (adjusted Rand index). "
 
 
 def _spell_seconds(history: RunHistory) -> str:

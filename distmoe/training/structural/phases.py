@@ -31,6 +31,7 @@ from distmoe.training.selection import BestScore
 from distmoe.training.stop_signal import StopSignal
 from distmoe.training.structural.arms import try_plans
 from distmoe.training.structural.makings import prepare
+from distmoe.training.structural.record import phase_record, spell_groups, spell_phase, spell_plans
 from distmoe.training.structural.similarity import Comparer
 from distmoe.training.structural.state import Pending, StructureState
 from distmoe.training.structural.trial import Cost, Rule, Verdict, judge
@@ -82,7 +83,7 @@ def _structural_phase(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[R
     verdicts: tuple[Verdict, ...] = ()
     makings = prepare(workshop, run, pending)
     if pending.merges:
-        outlets.progress.say(_spell_plans(pending, step))
+        outlets.progress.say(spell_plans(pending, step))
         attempt = partial(
             try_plans, workshop, stop=stop, makings=makings, checkpoint=None if learn.restart else checkpoint,
             before=before, num_steps=step if learn.restart else learn.trial_steps,
@@ -117,14 +118,16 @@ def _structural_phase(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[R
         run.state.best = BestScore(patience=workshop.config.run.early_stop)
     structure = structure.decide(kept, learn, step=run.state.step, num_steps=workshop.config.schedule.num_steps)
     run = _settled(run, structure, outlets)
-    record = _record(pending.proposals, verdicts, structure, before=parameters, after=run.parameters)
+    tasks = workshop.plan.tasks
+    record = phase_record(pending.proposals, verdicts, structure, tasks, before=parameters, after=run.parameters)
     assert workshop.config.model.moe is not None
     record["pool_sizes"] = [workshop.config.model.moe.pool_sizes(own) for own in structure.grouping.layers]
     record["amalgamation"] = [layer.to_json() for layer in makings.layers]
     seconds = time.perf_counter() - began
     record |= {"seconds": round(seconds, 2), "steps_worth": round(seconds / seconds_per_step, 1)}
     run.journal.restructured(record, run.state.step)
-    run.journal.say(_spell(record, run.state.step))
+    run.journal.say(spell_phase(record, run.state.step))
+    run.journal.say(spell_groups(record, tasks.names))
     run.checkpoints.save(before if run.state.step == step and not kept.merges else None)
     return run, None
 
@@ -196,43 +199,6 @@ def _plan(workshop: Workshop, structure: StructureState, proposals: tuple[Propos
             remedy="look for ranks with other software or hardware; go on from the last checkpoint with --resume auto",
         )
     return Pending(plans, proposals)
-
-
-def _record(
-    proposals: tuple[Proposal, ...],
-    verdicts: tuple[Verdict, ...],
-    structure: StructureState,
-    *,
-    before: int,
-    after: int,
-) -> dict[str, Any]:
-    return {
-        "phase": structure.phase,
-        "version": structure.version,
-        "proposals": [proposal.to_json() for proposal in proposals],
-        "verdicts": [verdict.to_json() for verdict in verdicts],
-        "grouping": structure.grouping.to_json()["layers"],
-        "bans": [ban.to_json() for ban in structure.bans],
-        "parameters": {"before": before, "after": after},
-        "next_phase_at": structure.border,
-    }
-
-
-def _spell_plans(pending: Pending, step: int) -> str:
-    sizes = " or ".join(str(len(plan.merges)) for plan in pending.plans)
-    return f"structural phase at step {step}: {sizes} merges proposed"
-
-
-def _spell(record: dict[str, Any], step: int) -> str:
-    verdicts = record["verdicts"]
-    kept = sum(verdict["accepted"] for verdict in verdicts)
-    sizes = " / ".join(str(len(partition)) for partition in record["grouping"])
-    parameters = record["parameters"]
-    return (
-        f"structural phase {record['phase']} at step {step}: {len(verdicts)} merges proposed, {kept} kept; task groups "
-        f"per routed layer {sizes}; {parameters['before']:,} -> {parameters['after']:,} parameters; "
-        f"{record['seconds']:.0f} s, as long as {record['steps_worth']:.0f} training steps"
-    )
 
 
 def _structure_of(run: Run) -> StructureState:

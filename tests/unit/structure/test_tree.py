@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distmoe.structure.similarity import Similarity
-from distmoe.structure.tree import adjusted_rand_index, dendrogram
+from distmoe.structure.tree import adjusted_rand_index, dendrogram, family_agreement
 
 
 def test_the_dendrogram_joins_the_most_similar_first():
@@ -30,3 +30,9 @@ def test_one_misplaced_task_of_six_by_hand():
     Chance: 6 * 7 / 15 = 2.8. Index (4 - 2.8) / (6.5 - 2.8) = 12 / 37.
     """
     assert adjusted_rand_index([(0, 1, 2), (3, 4, 5)], [(0, 1), (2, 3, 4, 5)]) == pytest.approx(12 / 37)
+
+
+def test_families_are_agreed_with_in_any_order_and_not_where_a_task_has_none():
+    assert family_agreement(["a", "b", "a", "b"], [(0, 2), (1, 3)]) == 1.0
+    assert family_agreement(["a", "b", "a", "b"], [(0, 1, 2, 3)]) == 0.0
+    assert family_agreement(["a", None], [(0,), (1,)]) is None

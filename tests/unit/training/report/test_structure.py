@@ -37,6 +37,7 @@ def phase_line(step: int, phase: int, *, accepted: bool, seconds: float = 1.0) -
             "bans": [],
             "parameters": {"before": 5000, "after": 4000},
             "next_phase_at": None,
+            "family_agreement": 0.5,
             "seconds": seconds,
             "steps_worth": 20 * seconds,
         },
@@ -68,6 +69,7 @@ def test_the_page_shows_merges_and_similarities(tmp_path: Path) -> None:
     assert "+1.0 % ± 0.4" in text
     assert "-1.0 % ± 0.3" in text
     assert "structural phases: 1. They took 2 s, as long as 40 training steps." in text
+    assert "the tasks' families: 0.50 (adjusted Rand index)" in text
     assert "5,000 → 4,000" in text
     assert (page.parent / "similarity.png").stat().st_size > 5000
 
