@@ -24,7 +24,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 RUN := runs/demo
-# The first test text of the demo's task planted0_b. Its label is class1.
+# The first test text of the demo's task planted0_b. Its label is class0.
 TEXT := stiklo febro stoma soste tise foklu rafli tovu susi digi grobi digi braku rose mego flego
 
 .DEFAULT_GOAL := help
@@ -46,8 +46,9 @@ install: $(VENV)/.installed  ## Make .venv and install distmoe
 
 venv: $(VENV)/.installed-dev  ## The same with the tools of developers
 
-demo: install  ## Train the offline demo, export it, predict with stock transformers
-	$(BIN)/deepspeed --num_gpus $(RANKS) distmoe/train.py --resume never $(ARGS)
+demo: install  ## Learn task groups offline, train with them, export, predict with stock transformers
+	$(BIN)/deepspeed --num_gpus $(RANKS) distmoe/train.py --recipe task_moe_learned run.name=demo \
+		structure.learn.trial_steps=0 --resume never $(ARGS)
 	$(BIN)/python tools/convert_to_hf.py $$(ls -d $(RUN)/checkpoints/step_* | sort -V | tail -n 1) $(RUN)/export
 	$(BIN)/python tools/predict.py $(RUN)/export
 	$(BIN)/python tools/predict.py $(RUN)/export --task planted0_b "$(TEXT)"
