@@ -130,8 +130,15 @@ def _start(command: list[str], folder: Path, variables: dict[str, str]) -> subpr
 
 def _wait(children: list[subprocess.Popen[str]], limit: int = LIMIT) -> list[Finished]:
     """Waits for all; kills their process groups at the limit, so that nothing outlives the test."""
+    ended: list[Finished] = []
     try:
-        return [Finished(output=child.communicate(timeout=limit)[0], code=child.returncode) for child in children]
+        for child in children:
+            output = child.communicate(timeout=limit)[0]
+            ended.append(Finished(output=output, code=child.returncode))
+            limit = min(limit, LIMIT)  # ranks end together: when one has ended, the others have little left to do
+        return ended
+    except subprocess.TimeoutExpired as late:
+        raise AssertionError(f"rank {len(ended)} hangs; before it ended: {ended}") from late
     finally:
         for child in children:
             if child.poll() is None:
