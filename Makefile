@@ -70,7 +70,7 @@ test-cluster: venv  ## The batch scripts on a real Slurm of three nodes, on this
 	tests/cluster/slurm/install.sh
 	$(BIN)/python -m pytest -m cluster -rs tests/cluster --ignore tests/cluster/test_hosts.py $(ARGS)
 
-test-structural: venv  ## Structural learning over 2, 4 and 5 ranks and killed at every stage, as two tables
+test-structural: venv  ## Structural learning over 2, 4 and 5 ranks and killed at every stage, as tables
 	$(BIN)/python -m pytest -m structural tests/integration $(ARGS)
 
 test-cluster-faults: venv  ## A lost host, then 30 random faults in a run on two hosts, with a table (root; namespaces; pdsh)

@@ -150,7 +150,10 @@ def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
     for key, value in record.items():
         if key == "step" and not prefix:
             continue
-        if isinstance(value, Mapping):
+        if key == "evaluation" and value.get("split", "validation") != "validation":
+            # Test scores, also under shift, are no points of the validation's curve.
+            yield from scalars(value, f"{prefix}{key}/{value['split']}/")
+        elif isinstance(value, Mapping):
             yield from scalars(value, f"{prefix}{key}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield f"{prefix}{key}", float(value)

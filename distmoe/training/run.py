@@ -144,9 +144,10 @@ def _finish(run: Run, folder: RunFolder, ended: Ended, *, shifted: Sequence[str]
     last_step = state.step
     chosen = run.checkpoints.load_best_weights()
     test_step = last_step if chosen is None else chosen
-    scored = {split: run.evaluate(split) for split in ("test", *shifted)}
-    for evaluation in scored.values():
-        run.journal.evaluated(evaluation, test_step, is_best=False, final=True)
+    scored = {}
+    for split in ("test", *shifted):
+        scored[split] = run.evaluate(split)
+        run.journal.evaluated(scored[split], test_step, is_best=False, final=True)
     if rank == 0:
         result = {
             "ended": ended,

@@ -67,7 +67,8 @@ def open_run(config: RunConfig, *, resume: str, latest: Any) -> RunFolder:
         latest: ``latest(checkpoints_folder) -> Path | None``, the newest complete checkpoint.
 
     Raises:
-        ConfigError: If the folder belongs to a run with another configuration.
+        ConfigError: If the folder belongs to a run with another configuration, or to one that has ended without scores
+            under the shifts that are asked for.
         CheckpointError: If the wanted checkpoint does not exist.
     """
     path = run_path(config)
@@ -93,7 +94,10 @@ def open_run(config: RunConfig, *, resume: str, latest: Any) -> RunFolder:
             expected="at least one complete checkpoint",
             remedy="use --resume auto to start fresh, or correct run.name and run.output_dir",
         )
-    return RunFolder(path, checkpoint, finished=checkpoint is not None and (path / RESULT_FILE).exists())
+    finished = checkpoint is not None and (path / RESULT_FILE).exists()
+    if checkpoint is not None and finished:
+        _refuse_missing_shifts(path, checkpoint, config)
+    return RunFolder(path, checkpoint, finished=finished)
 
 
 def claim(folder: RunFolder, config: RunConfig, *, step: int, resume: str) -> None:
@@ -140,6 +144,19 @@ def _refuse_other_config(saved: Mapping[str, Any], config: RunConfig, path: Path
             got=", ".join(f"{key}={new}" for key, _, new in shown),
             expected=", ".join(f"{key}={old}" for key, old, _ in shown),
             remedy="name a new run (run.name=...), or start over with --resume never, which moves the old folder aside",
+        )
+
+
+def _refuse_missing_shifts(path: Path, checkpoint: Path, config: RunConfig) -> None:
+    """A run that has ended is not scored again: it would lack scores without a word."""
+    scored = json.loads((path / RESULT_FILE).read_text(encoding="utf-8")).get("shifts", {})
+    missing = [shift.name for shift in config.data.shifts.all if shift.name not in scored]
+    if missing:
+        raise ConfigError(
+            f"the run in {path} has ended without scores under all shifts of data.shifts",
+            got=", ".join(missing),
+            expected=", ".join(scored) or "no shift",
+            remedy=f"python tools/evaluate.py {checkpoint} --shifts data.shifts=..., or start over with --resume never",
         )
 
 

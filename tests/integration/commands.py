@@ -86,7 +86,9 @@ def run_alone(folder: Path, arguments: Sequence[str], script: Path = TRAIN) -> F
     return _wait([_start([sys.executable, str(script), *arguments], folder, {})])[0]
 
 
-def run_ranks(folder: Path, arguments: Sequence[str], *, script: Path = TRAIN, num_ranks: int = 2) -> list[Finished]:
+def run_ranks(
+    folder: Path, arguments: Sequence[str], *, script: Path = TRAIN, num_ranks: int = 2, limit: int = LIMIT
+) -> list[Finished]:
     """One process per rank without a launcher, as below Slurm: every exit code can be seen."""
     port = str(free_port())
     children = []
@@ -101,7 +103,7 @@ def run_ranks(folder: Path, arguments: Sequence[str], *, script: Path = TRAIN, n
             "MASTER_PORT": port,
         }
         children.append(_start([sys.executable, str(script), *arguments], folder, variables))
-    return _wait(children)
+    return _wait(children, limit)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -126,10 +128,17 @@ def _start(command: list[str], folder: Path, variables: dict[str, str]) -> subpr
     )
 
 
-def _wait(children: list[subprocess.Popen[str]]) -> list[Finished]:
+def _wait(children: list[subprocess.Popen[str]], limit: int = LIMIT) -> list[Finished]:
     """Waits for all; kills their process groups at the limit, so that nothing outlives the test."""
+    ended: list[Finished] = []
     try:
-        return [Finished(output=child.communicate(timeout=LIMIT)[0], code=child.returncode) for child in children]
+        for child in children:
+            output = child.communicate(timeout=limit)[0]
+            ended.append(Finished(output=output, code=child.returncode))
+            limit = min(limit, LIMIT)  # ranks end together: when one has ended, the others have little left to do
+        return ended
+    except subprocess.TimeoutExpired as late:
+        raise AssertionError(f"rank {len(ended)} hangs; before it ended: {ended}") from late
     finally:
         for child in children:
             if child.poll() is None:

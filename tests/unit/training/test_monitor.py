@@ -74,6 +74,13 @@ def test_scalars_are_flattened_and_lists_left_out() -> None:
     assert dict(scalars(record)) == {"loss": 1.0, "tasks/a/examples": 2.0}
 
 
+def test_test_scores_are_curves_of_their_own() -> None:
+    """Also those under shift: the validation's curve has no other points."""
+    for split, prefix in (("validation", ""), ("test", "test/"), ("test~drop_0.2", "test~drop_0.2/")):
+        record = {"step": 3, "evaluation": {"split": split, "macro": 0.5}}
+        assert dict(scalars(record)) == {f"evaluation/{prefix}macro": 0.5}
+
+
 def test_truncation_keeps_exactly_the_lines_up_to_the_step(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, LINES)

@@ -112,6 +112,16 @@ def test_a_checkpoint_of_another_run_starts_a_new_folder(tmp_path: Path) -> None
     assert folder.checkpoints.is_dir()
 
 
+def test_a_run_that_has_ended_without_these_shifts_is_refused_and_one_that_goes_on_may_add_them(tmp_path: Path) -> None:
+    path = started(tmp_path, step=20)
+    asks = config(tmp_path, "data.shifts={drop: [0.2], noise: [0.1]}")
+    assert open_run(asks, resume="auto", latest=newest).resume_from == path / "checkpoints" / "step_20"
+    (path / RESULT_FILE).write_text(json.dumps({"shifts": {"drop_0.2": {}}}))
+    assert open_run(config(tmp_path, "data.shifts.drop=[0.2]"), resume="auto", latest=newest).finished
+    with pytest.raises(ConfigError, match=r"ended without scores[\s\S]*got: +noise_0.1\n[\s\S]*step_20 --shifts"):
+        open_run(asks, resume="auto", latest=newest)
+
+
 def test_a_run_with_a_result_is_finished(tmp_path: Path) -> None:
     path = started(tmp_path, step=20)
     (path / RESULT_FILE).write_text("{}")
