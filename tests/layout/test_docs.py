@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from distmoe.data.config import SuiteConfig
 from distmoe.data.sources.suite import SuiteSource
+from distmoe.recipes import resolve
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "ds_configs").glob("*.md")])
@@ -47,7 +47,8 @@ def test_the_text_that_make_demo_predicts_is_a_test_text_of_the_suite():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     text = re.search(r"^TEXT := (.*)$", makefile, flags=re.MULTILINE)[1]
     task, label = re.search(r"demo's task (\w+)\. Its label is class(\d)", makefile).groups()
-    example = SuiteSource(SuiteConfig()).examples(task, "test")[0]
+    recipe = re.search(r"train\.py --recipe (\w+) run\.name=demo", makefile)[1]
+    example = SuiteSource(resolve(recipe, []).tasks.suite).examples(task, "test")[0]
     assert (example.text, example.label) == (text, int(label))
     assert f"--task {task} " in makefile
 

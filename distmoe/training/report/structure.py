@@ -110,7 +110,7 @@ def _spell_agreement(history: RunHistory) -> str:
     agreement = history.structure[-1]["structure"].get("family_agreement") if history.structure else None
     if agreement is None:
         return ""
-    return f"Agreement of the last layer's task groups with the tasks' families: {agreement:.2f} (adjusted Rand index). "
+    return f"Task groups of the last layer agree with the tasks' families: {agreement:.2f} (adjusted Rand index). "
 
 
 def _spell_seconds(history: RunHistory) -> str:
