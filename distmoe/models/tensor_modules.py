@@ -65,6 +65,12 @@ class _RowLinear(_megatron.RowParallelLinear):  # type: ignore[misc, name-define
         return output  # type: ignore[no-any-return]
 
 
+def become(module: nn.Module, kind: type[nn.Module], process_group: ProcessGroup) -> None:
+    """Makes a module an instance of a subclass that knows the tensor ranks; everything else stays."""
+    module.__class__ = kind
+    module._tensor = process_group  # type: ignore[assignment]
+
+
 def column(plain: nn.Linear, process_group: ProcessGroup, *, sections: int = 1) -> nn.Module:
     """A linear module that keeps every ``n``-th part of each section of its outputs.
 
@@ -117,13 +123,14 @@ def row(plain: nn.Linear, process_group: ProcessGroup) -> nn.Module:
     return made
 
 
-def token_table(plain: nn.Embedding, process_group: ProcessGroup) -> nn.Module:
+class TensorTokenTable(_megatron.VocabParallelEmbedding):  # type: ignore[misc, name-defined]
     """A token table of which this rank has a run of rows."""
-    made = _megatron.VocabParallelEmbedding(
-        plain.num_embeddings, plain.embedding_dim, init_method=None, config=_config(), tp_group=process_group
-    )
-    made.weight = sliced(plain.weight, process_group, dim=0)
-    return made  # type: ignore[no-any-return]
+
+    def __init__(self, plain: nn.Embedding, process_group: ProcessGroup) -> None:
+        super().__init__(
+            plain.num_embeddings, plain.embedding_dim, init_method=None, config=_config(), tp_group=process_group
+        )
+        self.weight = sliced(plain.weight, process_group, dim=0)
 
 
 class TensorFeedForward(FeedForward):
@@ -158,13 +165,10 @@ class TensorTokenHeads(TokenHeads):
         return gather_slices(own_TV, self._tensor)
 
 
-class TensorHeadNorm(nn.RMSNorm):
-    """An RMSNorm whose weight is shared by heads of other ranks as well: its gradient is a sum over them."""
+class TensorRMSNorm(nn.RMSNorm):
+    """An RMSNorm whose weight also acts on heads or positions of other ranks: its gradient is a sum over them."""
 
-    def __init__(self, plain: nn.RMSNorm, process_group: ProcessGroup) -> None:
-        nn.Module.__init__(self)
-        self.normalized_shape, self.eps, self.elementwise_affine = plain.normalized_shape, plain.eps, True
-        self.weight, self._tensor = plain.weight, process_group
+    _tensor: ProcessGroup
 
     def forward(self, x: Tensor) -> Tensor:
         weight = _megatron.copy_to_region(self.weight, group=self._tensor)

@@ -148,6 +148,13 @@ def _check_checkpoint(config: RunConfig) -> None:
 def _check_tensor(config: RunConfig) -> None:
     """What was not compared with one process, or not written, for matrices cut over ranks."""
     if config.parallel.tensor == 1:
+        if config.parallel.sequence:
+            raise ConfigError(
+                "sequence parallelism deals positions to tensor ranks, and there is one",
+                got="parallel.sequence=true, parallel.tensor=1",
+                expected="parallel.tensor above 1",
+                remedy="set parallel.tensor=2, or remove parallel.sequence",
+            )
         return
     moe = config.model.moe
     unproven = {

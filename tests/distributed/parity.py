@@ -97,6 +97,7 @@ class Case:
 
     num_ranks: int = 2
     tensor: int = 1
+    sequence: bool = False  # positions are dealt to tensor ranks
     ep_size: int = 1
     mode: str = "colocated"
     config: dict[str, Any] = field(default_factory=lambda: zero(1))
@@ -363,7 +364,7 @@ def make_engine(case: Case) -> tuple[Any, Any, Objective, Any]:
     )
     model = build(case, process_groups.hosting)
     if process_groups.tensor is not None:
-        cut_over_tensor_ranks(model, process_groups.tensor)
+        cut_over_tensor_ranks(model, process_groups.tensor, sequence=case.sequence)
     engine = initialize(
         model,
         settings=settings,

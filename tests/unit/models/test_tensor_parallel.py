@@ -14,8 +14,10 @@ from distmoe.errors import ParallelError
 from distmoe.models.decoder_config import DecoderConfig
 from distmoe.models.decoder_shape import decoder_shape
 from distmoe.models.parameters import parameter_roles
+from distmoe.models.sequence_modules import SLICED
 from distmoe.models.tensor_modules import slice_of
 from distmoe.models.tensor_parallel import check_tensor, cut_over_tensor_ranks
+from distmoe.moe.layer import RoutedFeedForward
 from tests.unit.models.decoder_samples import VOCAB_SIZE, decoder_config, make_decoder
 from tests.unit.models.samples import make_model, model_config, moe_config
 
@@ -87,6 +89,24 @@ def test_an_encoders_packed_projection_has_three_sections() -> None:
         "feed_forward.w_out": 1,
     }
     assert not model.encoder.layers[0].attention.qkv.weight.requires_grad
+
+
+def test_slices_of_positions_change_classes_between_the_cut_parts_and_no_name() -> None:
+    """The routed part of the decoder's second layer, its shared expert included, sees all positions."""
+    group: Any = SimpleNamespace(rank=lambda: 1, size=lambda: 2)
+    encoder = model_config(moe_config("token", layers=[1], shared_expert=True), dropout=0.1, norm="pre")
+    for make, config in ((make_decoder, DECODER), (make_model, encoder)):
+        whole, sliced = make(config), make(config)  # type: ignore[operator]
+        cut_over_tensor_ranks(whole, group)
+        cut_over_tensor_ranks(sliced, group, sequence=True)
+        assert [name for name, _ in sliced.named_parameters()] == [name for name, _ in whole.named_parameters()]
+        assert parameter_roles(sliced) == parameter_roles(whole)
+        kinds = {name: (type(module), type(sliced.get_submodule(name))) for name, module in whole.named_modules()}
+        changed = {name: new for name, (old, new) in kinds.items() if new is not old}
+        assert set(changed.values()) <= set(SLICED.values())
+        stays = {name for name, (old, _) in kinds.items() if old in SLICED and name not in changed}
+        routed = next(name for name, module in whole.named_modules() if isinstance(module, RoutedFeedForward))
+        assert stays == {f"{routed}.shared_mlp"} | ({"dropout"} if make is make_model else set())
 
 
 @pytest.mark.parametrize(

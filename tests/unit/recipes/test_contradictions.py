@@ -40,6 +40,7 @@ from distmoe.recipes import resolve
             ["parallel.tensor=2"],
             r"cut over ranks[\s\S]*parallel\.tensor=2 with structure\.learn[\s\S]*parallel\.tensor=1",
         ),
+        ("demo", ["parallel.sequence=true"], r"and there is one[\s\S]*parallel\.tensor=1[\s\S]*parallel\.tensor=2"),
         ("mtsl", ["parallel.tensor=2", "structure.learn=null"], r"with model\.moe\.unit=block"),
         ("ca_mtl_demo", ["parallel.tensor=2"], r"with data\.sampling\.strategy=uncertainty"),
         ("ca_mtl_demo", ["parallel.tensor=2", "data.sampling={strategy: uniform}"], r"with model\.conditional"),
