@@ -27,17 +27,14 @@ from distmoe.nn.feed_forward import FeedForward
 
 
 def check_tensor(shape: ModelShape, tensor: int) -> None:
-    """Refuses shapes that cannot be cut into equal parts.
+    """Refuses shapes that cannot be cut: heads and hidden units into equal parts, the vocabulary into runs of rows.
 
     Raises:
-        ParallelError: Naming the size that ``tensor`` does not divide.
+        ParallelError: Naming the size that ``tensor`` does not divide, or that is too small.
     """
-    larger_vocabulary = -(-shape.vocab_size // tensor) * tensor
-    tokenizer = f"train a tokenizer with a vocabulary of {larger_vocabulary} (tools/train_tokenizer.py)"
     sizes = [
         ("attention heads", "model.num_heads", shape.num_heads, "change model.num_heads"),
         ("hidden units", "model.intermediate_size", shape.intermediate_size, "change model.intermediate_size"),
-        ("tokens of the vocabulary", "the tokenizer's vocabulary", shape.vocab_size, tokenizer),
     ]
     if isinstance(shape, DecoderShape):
         key = "model.decoder.num_kv_heads"
@@ -50,6 +47,13 @@ def check_tensor(shape: ModelShape, tensor: int) -> None:
                 expected=f"a multiple of {tensor}",
                 remedy=f"{change}, or set parallel.tensor to a divisor of {size}",
             )
+    if shape.vocab_size <= (tensor - 1) ** 2:  # runs of equal length would leave nothing to the last rank
+        raise ParallelError(
+            "the vocabulary is too small to be shared by the tensor ranks",
+            got=f"{shape.vocab_size} tokens, parallel.tensor={tensor}",
+            expected=f"more than {(tensor - 1) ** 2} tokens",
+            remedy="set a smaller parallel.tensor, or train a tokenizer with more tokens (tools/train_tokenizer.py)",
+        )
 
 
 def cut_over_tensor_ranks(model: nn.Module, process_group: ProcessGroup, *, sequence: bool = False) -> None:
@@ -88,7 +92,9 @@ def cut_over_tensor_ranks(model: nn.Module, process_group: ProcessGroup, *, sequ
             if isinstance(child, FeedForward):
                 setattr(module, name, parallel.TensorFeedForward(child, process_group))
             elif isinstance(child, TokenHeads):
-                setattr(module, name, parallel.TensorTokenHeads(child, process_group))
+                setattr(
+                    module, name, parallel.TensorTokenHeads(child, process_group, vocab_size=module.shape.vocab_size)
+                )
     if sequence:
         for module in list(model.modules()):
             if isinstance(module, Encoder | Decoder):

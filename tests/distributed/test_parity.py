@@ -308,12 +308,19 @@ DECODERS = (
 
 TENSOR = (
     Case(name="zero1 tensor2, dense decoder", tensor=2, dense=True, head="shared"),
-    Case(name="zero2 tensor2, decoder, per-task heads", tensor=2, head="per_task", partitions=TWO, config=zero(2)),
+    Case(
+        name="zero2 tensor2, decoder, per-task heads, odd vocabulary",
+        tensor=2,
+        head="per_task",
+        partitions=TWO,
+        vocab_size=25,
+        config=zero(2),
+    ),
     Case(name="zero1 tensor2, encoder, shared expert", tensor=2, shared_expert=True, checkpointing=True),
     Case(name="zero2 tensor2, frozen body", tensor=2, freeze="body", **LOW, config=zero(2)),
     Case(name="zero1 tensor2, frozen embeddings", tensor=2, head="tied", freeze="embeddings"),
     Case(name="zero1 tensor2, skipped step", tensor=2, head="tied", skipped_steps=(2,), accumulation=2),
-    Case(name="zero1 tensor4, encoder", num_ranks=4, tensor=4, partitions=TREE),
+    Case(name="zero1 tensor4, encoder, odd vocabulary", num_ranks=4, tensor=4, partitions=TREE, vocab_size=27),
     Case(name="zero1 tensor2, decoder tree", num_ranks=4, tensor=2, head="per_task", partitions=TREE, accumulation=2),
     Case(name="zero2 tensor2, dense encoder", num_ranks=4, tensor=2, dense=True, config=zero(2)),
     Case(
@@ -340,7 +347,14 @@ TENSOR = (
 
 
 SEQUENCE = (
-    Case(name="zero1 sequence2, dense decoder", tensor=2, sequence=True, dense=True, head="tied"),
+    Case(
+        name="zero1 sequence2, dense decoder, odd vocabulary",
+        tensor=2,
+        sequence=True,
+        dense=True,
+        head="tied",
+        vocab_size=25,
+    ),
     Case(
         name="zero2 sequence2, decoder, shared head, recomputation",
         tensor=2,
@@ -379,7 +393,8 @@ SEQUENCE = (
         config=zero(2, reduce_bucket_size=500, overlap_comm=True),
     ),
     Case(
-        name="zero1 sequence2 partitioned, decoder",
+        name="zero1 sequence2 partitioned, decoder, odd vocabulary",
+        vocab_size=25,
         num_ranks=4,
         tensor=2,
         sequence=True,

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -84,8 +85,9 @@ def test_slices_are_dropped_by_numbers_of_their_own_and_nothing_else_notices() -
     assert torch.equal(own[3], torch.ones(2))
 
 
-def kept_bytes(model: nn.Module, batch: TaskBatch) -> int:
-    """Bytes that a forward pass keeps for backward, each storage once, without parameters."""
+@contextmanager
+def keeping(model: nn.Module) -> Iterator[Callable[[], int]]:
+    """Counts the bytes that a forward pass keeps for backward, each storage once, without parameters."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
     alive = []
@@ -98,8 +100,7 @@ def kept_bytes(model: nn.Module, batch: TaskBatch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(batch)
-    return sum(kept.values())
+        yield lambda: sum(kept.values())
 
 
 SIZES = {"hidden_size": 256, "num_layers": 4, "num_heads": 8, "intermediate_size": 1024, "max_positions": 128}
@@ -120,7 +121,9 @@ def memory(rank: int, routed: bool) -> dict[str, list[int]]:
             ("encoder", encoder, make_batch(**LENGTHS)),
         ):
             cut_over_tensor_ranks(model, dist.group.WORLD, sequence=sequence)  # type: ignore[arg-type]
-            found[name].append(kept_bytes(model.train(), batch))
+            with keeping(model.train()) as kept:
+                model(batch)
+            found[name].append(kept())
     return found
 
 

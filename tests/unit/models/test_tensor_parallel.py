@@ -31,6 +31,7 @@ def test_a_slice_has_a_run_of_every_section() -> None:
     """Gate rows 0-3, up rows 4-7."""
     assert slice_of(torch.arange(8), dim=0, sections=2, rank=0, num_ranks=2).tolist() == [0, 1, 4, 5]
     assert slice_of(torch.arange(8), dim=0, sections=1, rank=1, num_ranks=4).tolist() == [2, 3]
+    assert [len(slice_of(torch.arange(7), dim=0, sections=1, rank=rank, num_ranks=3)) for rank in range(3)] == [3, 3, 1]
     assert slice_of(torch.arange(8).view(2, 4), dim=1, sections=1, rank=1, num_ranks=2).tolist() == [[2, 3], [6, 7]]
 
 
@@ -115,7 +116,7 @@ def test_slices_of_positions_change_classes_between_the_cut_parts_and_no_name() 
         ({}, 3, r"attention heads cannot[\s\S]*model.num_heads=4, parallel.tensor=3[\s\S]*a divisor of 4"),
         ({}, 4, r"key-value heads cannot[\s\S]*model.decoder.num_kv_heads=2, parallel.tensor=4"),
         ({"intermediate_size": 33}, 2, r"hidden units[\s\S]*model.intermediate_size=33, parallel.tensor=2"),
-        ({"vocab_size": 51}, 2, r"tokens of the vocabulary[\s\S]*vocabulary=51[\s\S]*a vocabulary of 52"),
+        ({"vocab_size": 1}, 2, r"vocabulary is too small[\s\S]*1 tokens, parallel.tensor=2[\s\S]*more than 1 tokens"),
     ],
 )
 def test_sizes_that_cannot_be_cut_are_refused(changes: dict[str, int], tensor: int, text: str) -> None:
