@@ -55,7 +55,7 @@ def test_tensor_ranks_share_the_dense_work_and_wait_for_each_other():
 
 
 def test_what_tensor_parallelism_refuses_is_not_ranked():
-    run = workload("parallel.tensor=2")
+    run = workload(*DENSE)
     found, refused = rank_choices(run, cluster(1, 4).of_data_ranks(2), "fp32")
     assert {one.choice.stage for one in found} == {1, 2}
     assert "no norm over the slices of tensor ranks" in refused[Choice("colocated", 1, 0, "fp32")]
