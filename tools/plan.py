@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     config = resolve(arguments.recipe, arguments.overrides)
-    cluster = Cluster(arguments.nodes, arguments.gpus_per_node, accelerator(arguments.gpu))
+    devices = Cluster(arguments.nodes, arguments.gpus_per_node, accelerator(arguments.gpu))
+    cluster = devices.of_data_ranks(config.parallel.tensor)
     sources = open_sources(config)
     sizes = None if arguments.weights == "equal" else train_sizes(sources, config)
     workload = make_workload(config, sources, sizes=sizes, length=arguments.length)
@@ -88,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
             accumulation=found.accumulation,
         ),
         *text.traffic_table(workload, cluster, found),
+        *text.tensor_lines(workload, found),
         *text.time_lines(found),
         *text.caution_lines(workload, cluster, found),
         *text.ranking(feasible, len(refused), top=arguments.top),
@@ -160,6 +162,7 @@ def to_json(workload: Workload, cluster: Cluster, found: Forecast, best: list[Fo
             "accumulation": each.accumulation,
             "memory_bytes": asdict(each.memory) | {"total": each.memory.total},
             "traffic": asdict(each.traffic),
+            "tensor_traffic": asdict(each.tensor_traffic),
             "seconds": asdict(each.time) | {"predicted": each.time.predicted},
             "fits": each.fits,
             "refused": each.refused,

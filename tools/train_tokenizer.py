@@ -2,7 +2,7 @@
 """Trains a SentencePiece model and writes it as OUT/tokenizer.model and as the Hugging Face tokenizer folder OUT.
 
 python tools/train_tokenizer.py OUT --vocab_size 8000 --text corpus.txt more.jsonl
-python tools/train_tokenizer.py OUT --vocab_size 8000 --recipe gen_tasks data.root=DATA
+python tools/train_tokenizer.py OUT --vocab_size 8000 --recipe gen_tasks tasks.source=local data.root=DATA
 
 Both forms give equal ids; data.tokenizer takes either. Lines are learned from as they are: nothing is normalised, and
 every text can be restored from its ids.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -80,11 +81,20 @@ def expert_rows(name: str, shape: Shape, *, num_experts: int, first_expert: int)
     return GlobalView(name, shape, (num_experts, *shape[1:]), (first_expert, *(0 for _ in shape[1:])))
 
 
-def tensor_slice(name: str, shape: Shape, *, dim: int, sections: int, grid: RankGrid) -> GlobalView:
-    """The view of a matrix that is cut over tensor ranks, all sections of a dimension alike."""
+def tensor_slice(name: str, shape: Shape, *, dim: int, sections: int, size: int, grid: RankGrid) -> GlobalView:
+    """The view of a matrix that is cut over tensor ranks, all sections of a dimension alike.
+
+    Args:
+        name: Global name.
+        shape: On this rank.
+        dim: What is cut.
+        sections: Parts of that dimension.
+        size: Of that dimension over all ranks; with one section the last rank may have fewer than the others.
+        grid: The rank.
+    """
     assert dim == 0 or sections == 1, "sections are rows"
     whole, offset = list(shape), [0] * len(shape)
-    whole[dim], offset[dim] = shape[dim] * grid.tensor, grid.tensor_rank * shape[dim] // sections
+    whole[dim], offset[dim] = size, grid.tensor_rank * -(-size // (sections * grid.tensor))
     return GlobalView(name, shape, tuple(whole), tuple(offset), sections)
 
 
@@ -113,8 +123,15 @@ def global_views(
                 views[name] = expert_rows(name, shape, num_experts=module.num_experts, first_expert=module.first_expert)
             elif getattr(tensor, "tensor_model_parallel", False):
                 assert grid is not None, f"{name} is a slice, of which rank?"
-                dim, sections = tensor.partition_dim, tensor.partition_stride  # type: ignore[union-attr]
-                views[name] = tensor_slice(name, shape, dim=dim, sections=sections, grid=grid)  # type: ignore[arg-type]
+                cut: Any = tensor  # as megatron-core marks it
+                views[name] = tensor_slice(
+                    name,
+                    shape,
+                    dim=cut.partition_dim,
+                    sections=cut.partition_stride,
+                    size=cut.partition_whole,
+                    grid=grid,
+                )
             else:
                 views[name] = replicated(name, shape)
     return views

@@ -204,7 +204,7 @@ class DataConfig(Section):
     root: str | None = Field(
         None,
         description="Folder of task folders (each with task.json) when tasks.source is local; of indexed sets when it "
-        "is indexed.",
+        "is indexed; other sources read none.",
     )
     tokenizer: str | None = Field(
         None,

@@ -24,7 +24,7 @@ def describe(
 ) -> dict[str, list[Any]]:
     """What must be equal on all ranks, as plain values; keys name the aspect in error messages."""
     dense = [
-        (name, tuple(parameter.shape), str(parameter.dtype), parameter.requires_grad)
+        (name, _whole_shape(parameter), str(parameter.dtype), parameter.requires_grad)
         for name, parameter in model.named_parameters()
         if getattr(parameter, "allreduce", True)
     ]
@@ -35,6 +35,14 @@ def describe(
         "buffers": [(name, tuple(buffer.shape)) for name, buffer in model.named_buffers()],
         "replica classes": [(c.name, c.layers, c.uniform) for c in replica_classes],
     }
+
+
+def _whole_shape(parameter: Any) -> tuple[int, ...]:
+    """Over tensor ranks, whose slices of a vocabulary may differ by rows."""
+    shape = list(parameter.shape)
+    if getattr(parameter, "tensor_model_parallel", False):
+        shape[parameter.partition_dim] = parameter.partition_whole
+    return tuple(shape)
 
 
 def expert_numels(param_groups: Sequence[Mapping[str, Any]]) -> list[tuple[int, ...]]:

@@ -17,18 +17,24 @@ class _Kept:
     """What one layer keeps of one token, in numbers.
 
     Attributes:
-        attention: Of norms and attention, in the model's precision.
-        statistics: Of norms and attention, in fp32.
+        between: Of norms, in the model's precision: what tensor ranks compute alike, or share with slices.
+        heads: Of attention, in the model's precision: what is cut by heads.
+        statistics: Of norms, in fp32.
+        head_statistics: Of attention, in fp32.
         hidden: Factor of the width of a dense feed-forward part.
         expert_hidden: Factor of an expert's width.
-        ends: Once, not per layer: embeddings; or turns of the positions, the last norm and what the head reads.
+        ends: Once, not per layer: embeddings, or the last norm.
+        whole: Once, whatever is sliced: turns of the positions, what the pooler or the head reads.
     """
 
-    attention: int
+    between: int
+    heads: int
     statistics: int
+    head_statistics: int
     hidden: int
     expert_hidden: int
     ends: int
+    whole: int
 
 
 def activation_bytes(workload: Workload, *, micro_batch: int, element: int, device_type: str = "cuda") -> float:
@@ -37,7 +43,8 @@ def activation_bytes(workload: Workload, *, micro_batch: int, element: int, devi
     An encoder's layer keeps packed queries, keys and values 3 D, attention's output D (joining its heads is a view),
     input and output of two LayerNorms 4 D, their statistics 4 and attention's H, in fp32. A dense feed-forward part
     adds 2 F, before and after its activation. A routed one adds K F_e before the activation (the rest is recomputed),
-    K D rows to the experts and K D from them, fp32 logits and a mask of E experts, three indices per choice.
+    K D rows to the experts and K D from them, fp32 logits and a mask of E experts, three indices per choice; a shared
+    expert D and, like a dense part, 2 F.
 
     A decoder's keeps 6 D for its norms (input, normalised, scaled; a fused kernel saves the second), 2 H d for queries
     and attention's output and 2 h d for keys and values, twice H d and h d again where these are normalised, and 4 F:
@@ -46,24 +53,31 @@ def activation_bytes(workload: Workload, *, micro_batch: int, element: int, devi
     Dropout keeps one byte per number, twice. With recomputation a layer keeps its input and what the all-to-all
     brought, and one layer at a time is whole.
 
+    Of T tensor ranks each keeps its heads and hidden units of attention and dense parts; with slices also a T-th of all
+    else but routed parts and the last states. Without them the norms' outputs are kept whole as inputs of the matrices.
+
     On a CPU, as soon as anything is dropped, masks are of the numbers' own type, and an encoder's attention is not one
     kernel: instead of the packed numbers it keeps fp32 copies of queries, keys and values and three times its H weights
     per pair of tokens.
     """
     shape, kept = workload.shape, _kept(workload)
-    tokens = micro_batch * workload.length
+    tokens, share = micro_batch * workload.length, workload.tensor if workload.sequence else 1
     width, routed, k = shape.hidden_size, len(workload.routed_layers), workload.top_k
     on_cpu = device_type == "cpu" and workload.dropout
     masks = 2 * width * (element if on_cpu else 1) if workload.dropout else 0
-    common = kept.attention * element + 4 * kept.statistics + masks
+    attention = kept.heads * element + 4 * kept.head_statistics
     if on_cpu and not isinstance(shape, DecoderShape):
-        common += 3 * (4 * (width + shape.num_heads * workload.length) - width * element)
-    dense = common + kept.hidden * shape.intermediate_size * element
+        attention += 3 * (4 * (width + shape.num_heads * workload.length) - width * element)
+    common = (kept.between * element + 4 * kept.statistics + masks) / share + attention / workload.tensor
+    feed_forward = kept.hidden * shape.intermediate_size * element / workload.tensor
+    dense = common + feed_forward
     to_experts = k * (kept.expert_hidden * workload.expert_width + 2 * width) * element
     sparse = common + to_experts + 5 * workload.num_experts + 3 * 8 * k
-    ends = kept.ends * element + masks / 2
+    if workload.shared_expert:
+        sparse += feed_forward + width * element
+    ends = (kept.ends * element + masks / 2) / share + kept.whole * element
     if workload.recompute:
-        inputs = (shape.num_layers * 2 + routed * 2 * k) * width * element
+        inputs = (shape.num_layers * 2 / share + routed * 2 * k) * width * element
         return tokens * (inputs + max(dense, sparse if routed else 0) + ends)
     return tokens * ((shape.num_layers - routed) * dense + routed * sparse + ends)
 
@@ -76,8 +90,10 @@ def logit_bytes(workload: Workload, *, micro_batch: int) -> float:
 def _kept(workload: Workload) -> _Kept:
     shape, width = workload.shape, workload.shape.hidden_size
     if not isinstance(shape, DecoderShape):
-        return _Kept(8 * width, 4 + shape.num_heads, 2, 1, 2 * width)
+        last = width if shape.norm == "pre" else 0  # a norm behind the layers; the pooler keeps what it makes
+        read = width if last or workload.sequence else 0
+        return _Kept(4 * width, 4 * width, 4, shape.num_heads, 2, 1, 2 * width + last, read)
     queries, keys = shape.num_heads * shape.head_size, shape.num_kv_heads * shape.head_size
     heads = (4 if shape.qk_norm else 2) * (queries + keys)
     norms = shape.num_heads + shape.num_kv_heads if shape.qk_norm else 0
-    return _Kept(6 * width + heads, 2 + shape.num_heads + norms, 4, 2, 4 * width + 2 * shape.head_size)
+    return _Kept(6 * width, heads, 2, shape.num_heads + norms, 4, 2, 3 * width, width + 2 * shape.head_size)

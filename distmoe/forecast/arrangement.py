@@ -12,6 +12,7 @@ from distmoe.errors import DistmoeError
 from distmoe.forecast.hardware import Cluster
 from distmoe.forecast.memory import Memory, memory_on
 from distmoe.forecast.step_time import StepTime, step_time
+from distmoe.forecast.tensor import TensorTraffic, tensor_traffic
 from distmoe.forecast.traffic import StepTraffic, step_traffic
 from distmoe.forecast.workload import Workload
 from distmoe.parallel.placement import Placement, PlacementMode, place
@@ -57,7 +58,8 @@ class Forecast:
         micro_batch: Examples per rank and forward pass.
         accumulation: Forward passes per step.
         memory: Of the fullest rank.
-        traffic: All-to-alls of a step, over all ranks.
+        traffic: All-to-alls of a step, over all data ranks; each tensor rank has as many again.
+        tensor_traffic: What a rank does with its tensor neighbours in a step.
         time: Of a step.
         fits: Whether the fullest rank fits its device.
         refused: Why it would not train exactly; None: it would.
@@ -69,6 +71,7 @@ class Forecast:
     accumulation: int
     memory: Memory
     traffic: StepTraffic
+    tensor_traffic: TensorTraffic
     time: StepTime
     fits: bool
     refused: str | None
@@ -76,6 +79,11 @@ class Forecast:
 
 def forecast(workload: Workload, cluster: Cluster, choice: Choice) -> Forecast:
     """Forecasts one choice, a refused one too.
+
+    Args:
+        workload: The run.
+        cluster: Of its data ranks.
+        choice: What was set.
 
     Raises:
         DistmoeError: If it cannot be placed, or the batch cannot be dealt to the ranks.
@@ -91,7 +99,13 @@ def forecast(workload: Workload, cluster: Cluster, choice: Choice) -> Forecast:
         num_ranks=ranks,
         device_type="cuda",
     )
-    case = supported.combination(settings, placement=placement, num_ranks=ranks, routed=bool(workload.routed_layers))
+    case = supported.combination(
+        settings,
+        placement=placement,
+        num_ranks=ranks,
+        routed=bool(workload.routed_layers),
+        tensor=workload.tensor,
+    )
     row = supported.lookup(case)
     memory = max(
         (
@@ -103,17 +117,19 @@ def forecast(workload: Workload, cluster: Cluster, choice: Choice) -> Forecast:
         ),
         key=lambda one: one.total,
     )  # fmt: skip
+    element = 4 if choice.precision == "fp32" else 2
     traffic = step_traffic(
         workload, placement, per_node=cluster.per_node, micro_batch=micro_batch, accumulation=accumulation,
-        element=4 if choice.precision == "fp32" else 2,
+        element=element,
     )  # fmt: skip
+    beside = tensor_traffic(workload, micro_batch=micro_batch, accumulation=accumulation, element=element)
     time = step_time(
         workload, placement, cluster, stage=choice.stage, precision=choice.precision, micro_batch=micro_batch,
         accumulation=accumulation,
     )  # fmt: skip
     fits = memory.total <= _RESERVE * cluster.accelerator.memory
     refused = None if row.supported else f"{row.note}; {row.remedy}"
-    return Forecast(choice, placement, micro_batch, accumulation, memory, traffic, time, fits, refused)
+    return Forecast(choice, placement, micro_batch, accumulation, memory, traffic, beside, time, fits, refused)
 
 
 def choices(workload: Workload, cluster: Cluster, precision: str) -> Iterator[Choice]:

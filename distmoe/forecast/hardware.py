@@ -6,11 +6,11 @@ To add one, append to :data:`ACCELERATORS`. Rates are dense (no structured spars
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from distmoe.errors import ConfigError
+from distmoe.errors import ConfigError, ParallelError
 
 GIB = 2**30
 
@@ -76,7 +76,10 @@ ACCELERATORS: tuple[Accelerator, ...] = (
 
 @dataclass(frozen=True)
 class Cluster:
-    """Equal nodes with equal devices; rank ``r`` is on node ``r // per_node``."""
+    """Equal nodes with equal devices; rank ``r`` is on node ``r // per_node``.
+
+    Forecasts take the cluster of data ranks, :meth:`of_data_ranks`; without tensor parallelism it is the same.
+    """
 
     nodes: int
     per_node: int
@@ -94,6 +97,21 @@ class Cluster:
     @property
     def num_ranks(self) -> int:
         return self.nodes * self.per_node
+
+    def of_data_ranks(self, tensor: int) -> Cluster:
+        """The cluster in which a data rank, with its T tensor neighbours, is one place.
+
+        Raises:
+            ParallelError: If neighbours would lie on two nodes.
+        """
+        if self.per_node % tensor:
+            raise ParallelError(
+                "a forecast takes tensor neighbours to lie inside a node",
+                got=f"parallel.tensor={tensor} on nodes of {self.per_node} GPUs",
+                expected=f"a divisor of {self.per_node}",
+                remedy="change parallel.tensor, or --gpus_per_node",
+            )
+        return replace(self, per_node=self.per_node // tensor)
 
     def node_of(self, rank: int) -> int:
         return rank // self.per_node

@@ -52,9 +52,9 @@ def experts_on(workload: Workload, placement: Placement, rank: int) -> list[tupl
 
 
 def parameters_on(workload: Workload, placement: Placement, rank: int) -> int:
-    """Parameters of a rank before ZeRO cuts anything."""
+    """Parameters of a rank before ZeRO cuts anything; ``rank`` is a data rank, its tensor ranks hold equally many."""
     held = sum(count for count, _ in experts_on(workload, placement, rank))
-    return workload.replicated + held * workload.expert
+    return workload.own_replicated + held * workload.expert
 
 
 def memory_on(
@@ -75,7 +75,7 @@ def memory_on(
     Args:
         workload: The run.
         placement: Who hosts what.
-        rank: Which rank.
+        rank: Which data rank; its tensor ranks need equally much.
         stage: ZeRO stage.
         precision: fp32, bf16 or fp16.
         micro_batch: Examples per forward pass.
@@ -87,8 +87,8 @@ def memory_on(
     element = 4 if precision == "fp32" else 2
     ranks = placement.num_ranks
     held = parameters_on(workload, placement, rank)
-    # What of it this rank's optimizer owns: replicated parameters cut over all ranks, experts over their copies.
-    cut = workload.replicated / ranks + sum(
+    # What of it this rank's optimizer owns: replicated parameters cut over all data ranks, experts over their copies.
+    cut = workload.own_replicated / ranks + sum(
         count * workload.expert / copies for count, copies in experts_on(workload, placement, rank)
     )
     owned = held if stage == 0 else cut
@@ -123,6 +123,6 @@ def memory_on(
 
 def largest_layer_on(workload: Workload, placement: Placement, rank: int) -> int:
     """Parameters of the rank's largest layer before ZeRO cuts anything; embeddings and heads count as one each."""
-    layer = (workload.replicated - workload.lookup - workload.heads) // workload.shape.num_layers
+    layer = (workload.own_replicated - workload.own_lookup - workload.own_heads) // workload.shape.num_layers
     experts = max((count for count, _ in experts_on(workload, placement, rank)), default=0) * workload.expert
-    return max(layer + experts, workload.lookup, workload.heads)
+    return max(layer + experts, workload.own_lookup, workload.own_heads)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from distmoe.forecast.hardware import LATENCY_BETWEEN, LATENCY_INSIDE, Cluster
 from distmoe.forecast.memory import experts_on, parameters_on
+from distmoe.forecast.tensor import tensor_traffic
 from distmoe.forecast.traffic import step_traffic
 from distmoe.forecast.workload import Workload
 from distmoe.models.decoder_shape import DecoderShape
@@ -27,9 +28,10 @@ class StepTime:
     """Seconds of one optimizer step on the slowest rank.
 
     Attributes:
-        dense: Matrix products outside of experts, attention included.
+        dense: Matrix products outside of experts, attention included; a rank's part of what is cut.
         experts: Matrix products of experts, or reading their weights if that takes longer.
         exchange: All-to-alls.
+        tensor: Sums and gathers of tensor neighbours, which the step waits for.
         reduction: Gradients and, with ZeRO, weights over the ranks.
         update: Optimizer.
         bound: Lower bound of the step.
@@ -39,6 +41,7 @@ class StepTime:
     dense: float
     experts: float
     exchange: float
+    tensor: float
     reduction: float
     update: float
     bound: float
@@ -46,7 +49,7 @@ class StepTime:
 
     @property
     def predicted(self) -> float:
-        return self.dense + self.experts + self.exchange + self.reduction + self.update
+        return self.dense + self.experts + self.exchange + self.tensor + self.reduction + self.update
 
 
 def step_time(
@@ -71,6 +74,7 @@ def step_time(
     # Weights of a local expert are read in forward, for the input's gradient and for their own: 6 numbers of D x F.
     expert_read = 3 * accumulation * held * workload.expert * element / device.hbm
     exchange = _exchange_seconds(workload, placement, cluster, micro_batch, accumulation, element)
+    tensor = _tensor_seconds(workload, cluster, micro_batch, accumulation, element)
     reduction = _reduction_seconds(workload, placement, cluster, stage=stage, element=element)
     local = max(parameters_on(workload, placement, rank) for rank in _first_ranks(placement))
     update = _OPTIMIZER_BYTES * local / (ranks if stage else 1) / device.hbm
@@ -91,9 +95,10 @@ def step_time(
         dense=dense_flops / (rate * DENSE_EFFICIENCY),
         experts=max(expert_flops / (rate * EXPERT_EFFICIENCY), expert_read),
         exchange=exchange,
+        tensor=tensor,
         reduction=reduction,
         update=update,
-        bound=max((dense_flops + expert_flops) / rate, expert_read, exchange, reduction),
+        bound=max((dense_flops + expert_flops) / rate, expert_read, exchange, tensor, reduction),
         expert_rows=rows,
     )
 
@@ -102,12 +107,13 @@ def _dense_flops_per_token(workload: Workload) -> float:
     """Forward 2 and backward 4 per weight; attention's two products of length S add 12 S per number of its heads.
 
     A decoder's head is one of vocabulary x D, also where it is the token table. Its attention is counted whole: kernels
-    with a mask do not skip what is not seen.
+    with a mask do not skip what is not seen. Of T tensor ranks each has a T-th of attention's heads and of that head.
     """
     shape = workload.shape
-    multiplied = workload.replicated - workload.lookup - workload.heads + workload.vocab_size * shape.hidden_size
+    multiplied = workload.own_replicated - workload.own_lookup - workload.own_heads
+    multiplied += workload.vocab_size * shape.hidden_size // workload.tensor
     heads = shape.num_heads * shape.head_size if isinstance(shape, DecoderShape) else shape.hidden_size
-    return 6 * multiplied + 12 * workload.length * heads * shape.num_layers
+    return 6 * multiplied + 12 * workload.length * heads * shape.num_layers / workload.tensor
 
 
 def _first_ranks(placement: Placement) -> range:
@@ -131,6 +137,12 @@ def _exchange_seconds(
     return max(inside, between)
 
 
+def _tensor_seconds(workload: Workload, cluster: Cluster, micro_batch: int, accumulation: int, element: int) -> float:
+    """Rings over the tensor ranks, which lie inside a node: bytes over the link and a latency per ring."""
+    beside = tensor_traffic(workload, micro_batch=micro_batch, accumulation=accumulation, element=element)
+    return beside.bytes / cluster.accelerator.inside + beside.rings * math.log2(workload.tensor) * LATENCY_INSIDE
+
+
 def _reduction_seconds(
     workload: Workload, placement: Placement, cluster: Cluster, *, stage: int, element: int
 ) -> float:
@@ -138,7 +150,7 @@ def _reduction_seconds(
     factor = 3 if stage == 3 else 2
     per_rank = []
     for rank in _first_ranks(placement):
-        seconds = factor * _ring(workload.replicated * element, placement.num_ranks, 1, cluster)
+        seconds = factor * _ring(workload.own_replicated * element, placement.num_ranks, 1, cluster)
         for held, copies in experts_on(workload, placement, rank):
             seconds += factor * _ring(held * workload.expert * element, copies, placement.ep_size, cluster)
         per_rank.append(seconds)

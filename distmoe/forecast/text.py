@@ -19,15 +19,22 @@ _PARTS = tuple(field.name for field in fields(Memory))
 
 
 def heading(workload: Workload, cluster: Cluster, precision: str) -> list[str]:
-    device = cluster.accelerator
-    return [
-        f"cluster: {cluster.nodes} nodes x {cluster.per_node} {device.name}, {device.memory / GIB:.0f} GiB each, "
+    device, per_node = cluster.accelerator, cluster.per_node * workload.tensor
+    lines = [
+        f"cluster: {cluster.nodes} nodes x {per_node} {device.name}, {device.memory / GIB:.0f} GiB each, "
         f"{device.flops(precision) / 1e12:,.2f} TFLOP/s ({precision}), {device.hbm / 1e12:.2f} TB/s memory, "
         f"{device.inside / 1e9:g} GB/s inside, {device.between / 1e9:g} GB/s between nodes",
         f"  source: {device.source}",
         f"parameters: {workload.total:,} total, {workload.active:,} active per token",
         *(f"  {line}" for line in tree_lines(workload.grouping, workload.tasks, workload.routed_layers)),
     ]
+    if workload.tensor > 1:
+        slices = ", positions between them too" if workload.sequence else ""
+        lines.append(
+            f"tensor parallelism: {workload.tensor} neighbours share the matrices of a data rank{slices}; "
+            f"ranks below are the {cluster.num_ranks} data ranks"
+        )
+    return lines
 
 
 def placement_table(workload: Workload, cluster: Cluster, placement: Placement) -> list[str]:
@@ -78,7 +85,7 @@ def traffic_table(workload: Workload, cluster: Cluster, found: Forecast) -> list
         accumulation=found.accumulation, element=element,
     )  # fmt: skip
     lines = [
-        "all-to-alls of one step, all ranks, even routing:",
+        f"all-to-alls of one step, all {'data ' if workload.tensor > 1 else ''}ranks, even routing:",
         f"  {'':28}{'MB in node':>14}{'MB between':>14}{'messages in node':>18}{'between':>12}",
     ]
 
@@ -91,10 +98,23 @@ def traffic_table(workload: Workload, cluster: Cluster, found: Forecast) -> list
     return [*lines, line(f"blocks of {found.placement.ep_size}", found.traffic), line("global", whole)]
 
 
+def tensor_lines(workload: Workload, found: Forecast) -> list[str]:
+    """What a rank sends to its tensor neighbours."""
+    sent = found.tensor_traffic
+    if workload.tensor == 1:
+        return []
+    return [
+        f"tensor neighbours, one step of each rank: {sent.all_reduces:,} all-reduces, "
+        f"{sent.all_gathers:,} all-gathers, {sent.reduce_scatters:,} reduce-scatters, {sent.bytes / 1e6:,.3f} MB sent"
+    ]
+
+
 def time_lines(found: Forecast) -> list[str]:
     time = found.time
     parts = ", ".join(
-        f"{name} {1e3 * getattr(time, name):.2f}" for name in ("dense", "experts", "exchange", "reduction", "update")
+        f"{name} {1e3 * getattr(time, name):.2f}"
+        for name in ("dense", "experts", "exchange", "tensor", "reduction", "update")
+        if name != "tensor" or time.tensor
     )
     return [
         f"step: predicted {1e3 * time.predicted:.2f} ms ({parts}); bound {1e3 * time.bound:.2f} ms",

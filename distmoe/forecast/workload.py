@@ -9,12 +9,13 @@ import torch
 
 from distmoe.data.sampling import mixture_weights
 from distmoe.errors import ConfigError
-from distmoe.models.build import build_model
+from distmoe.models.build import MultiTaskModel, build_model
 from distmoe.models.decoder_shape import DecoderShape
 from distmoe.models.layer_plan import routed_layers
 from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.models.parameters import parameter_roles
 from distmoe.models.shape import ModelShape, resolve_shape
+from distmoe.models.tensor_parallel import check_tensor, cut_over_tensor_ranks
 from distmoe.moe.build import expert_width
 from distmoe.parallel.process_groups import single_process
 from distmoe.tasks import TaskGrouping, TaskSet
@@ -33,21 +34,27 @@ class Workload:
         grouping: Task groups per routed layer.
         weights: Mixture weight per task.
         routed_layers: Model layers that are routed.
-        replicated: Parameters that every rank has: all but the experts.
+        replicated: Parameters that every data rank has: all but the experts.
         lookup: Of these, rows that are read and not multiplied: embeddings.
         gates: Of these, routers and task tables.
         heads: Of these, task heads.
+        own_replicated: Of the replicated ones, what a rank has when matrices are cut over tensor ranks.
+        own_lookup: Of these, rows that are read and not multiplied.
+        own_heads: Of these, task heads.
         expert: Parameters of one expert.
         expert_width: Its feed-forward width F.
         num_experts: Experts of a routed layer, over all task groups; of the largest one where layers differ (an upper
             bound then); 0 for a dense model.
         top_k: Experts per token; 0 for a dense model.
+        shared_expert: Whether a routed layer has a dense part beside its experts.
         deduplicate: Whether a token travels once per rank.
         recompute: Whether activations are recomputed in backward.
         dropout: Whether dropout masks are kept.
         batch_size: Examples per optimizer step, over all ranks.
         micro_batch_size: Examples per rank and forward pass; None: all of a step.
         length: Tokens per example.
+        tensor: Tensor ranks T, neighbours that share the matrices of a data rank; 1: every rank is a data rank.
+        sequence: Whether they also share the positions between the cut matrices.
     """
 
     tasks: TaskSet
@@ -59,16 +66,22 @@ class Workload:
     lookup: int
     gates: int
     heads: int
+    own_replicated: int
+    own_lookup: int
+    own_heads: int
     expert: int
     expert_width: int
     num_experts: int
     top_k: int
+    shared_expert: bool
     deduplicate: bool
     recompute: bool
     dropout: bool
     batch_size: int
     micro_batch_size: int | None
     length: int
+    tensor: int = 1
+    sequence: bool = False
 
     @property
     def vocab_size(self) -> int:
@@ -89,7 +102,7 @@ class Workload:
         return self.num_experts // self.grouping.num_task_groups(routed_index)
 
     def micro_batches(self, num_ranks: int) -> tuple[int, int]:
-        """Examples per rank and forward pass, and forward passes per step.
+        """Examples per data rank and forward pass, and forward passes per step.
 
         Raises:
             ConfigError: If the batch cannot be dealt to the ranks.
@@ -128,14 +141,9 @@ def make_workload(
             expected="model.moe.unit=ffn",
             remedy="forecast the model with model.moe.unit=ffn: its communication is an upper bound",
         )
-    if config.parallel.tensor > 1:
-        raise ConfigError(
-            "forecasts know data and expert parallelism, not matrices that are cut over ranks",
-            got=f"parallel.tensor={config.parallel.tensor}",
-            expected="parallel.tensor=1",
-            remedy="measure a short run on the target machine, or forecast with parallel.tensor=1",
-        )
     shape = resolve_shape(config.model, sources.vocab_size, sources.pad_token_id)
+    tensor, sequence = config.parallel.tensor, config.parallel.sequence
+    check_tensor(shape, tensor)
     routed = routed_layers(config.model.moe, shape.num_layers)
     grouping = resolve_grouping(config.structure, sources.tasks, len(routed))
     with torch.device("meta"):
@@ -147,14 +155,12 @@ def make_workload(
             hosting=single_process(grouping).hosting,
             seed=0,
         )
-    roles = parameter_roles(model)
-    counts = {"dense": 0, "gate": 0, "head": 0, "pool": 0}
-    for name, parameter in model.named_parameters():
-        counts[roles[name].kind if name in roles else "dense"] += parameter.numel()
+        whole = own = _count(model)
+        if tensor > 1:
+            cut_over_tensor_ranks(model, _TensorRanks(tensor), sequence=sequence)  # type: ignore[arg-type]
+            own = _count(model)
     moe = config.model.moe if routed else None
     pools = [] if moe is None else [sum(moe.pool_sizes(partition)) for partition in grouping.layers]
-    trunk = model.decoder if isinstance(model, MultiTaskDecoder) else model.encoder
-    lookup = sum(parameter.numel() for parameter in trunk.embeddings.parameters())
     count = len(sources.tasks)
     weights = mixture_weights(sizes or [1] * count, config.data.sampling, names=sources.tasks.names)
     return Workload(
@@ -163,18 +169,63 @@ def make_workload(
         grouping=grouping,
         weights=tuple(weights),
         routed_layers=tuple(routed),
-        replicated=counts["dense"] + counts["gate"] + counts["head"],
-        lookup=lookup,
-        gates=counts["gate"],
-        heads=counts["head"],
-        expert=counts["pool"] // sum(pools) if routed else 0,
+        replicated=whole.replicated,
+        lookup=whole.lookup,
+        gates=whole.gates,
+        heads=whole.heads,
+        own_replicated=own.replicated,
+        own_lookup=own.lookup,
+        own_heads=own.heads,
+        expert=whole.pools // sum(pools) if routed else 0,
         expert_width=0 if moe is None else expert_width(moe, shape.intermediate_size),
         num_experts=max(pools, default=0),
         top_k=0 if moe is None else moe.top_k,
+        shared_expert=moe is not None and moe.shared_expert,
         deduplicate=False if moe is None else moe.deduplicate,
         recompute=config.model.activation_checkpointing,
         dropout=config.model.dropout > 0,
         batch_size=config.data.batch_size,
         micro_batch_size=config.data.micro_batch_size,
         length=min(length or config.data.max_length, shape.max_positions),
+        tensor=tensor,
+        sequence=sequence,
+    )
+
+
+@dataclass(frozen=True)
+class _TensorRanks:
+    """What a cut must know of a process group; no collective runs on it."""
+
+    num_ranks: int
+
+    def rank(self) -> int:
+        return 0
+
+    def size(self) -> int:
+        return self.num_ranks
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Parameters by what they are."""
+
+    replicated: int
+    lookup: int
+    gates: int
+    heads: int
+    pools: int
+
+
+def _count(model: MultiTaskModel) -> _Counts:
+    roles = parameter_roles(model)
+    counts = {"dense": 0, "gate": 0, "head": 0, "pool": 0}
+    for name, parameter in model.named_parameters():
+        counts[roles[name].kind if name in roles else "dense"] += parameter.numel()
+    trunk = model.decoder if isinstance(model, MultiTaskDecoder) else model.encoder
+    return _Counts(
+        replicated=counts["dense"] + counts["gate"] + counts["head"],
+        lookup=sum(parameter.numel() for parameter in trunk.embeddings.parameters()),
+        gates=counts["gate"],
+        heads=counts["head"],
+        pools=counts["pool"],
     )

@@ -69,8 +69,13 @@ class DecoderLayer(nn.Module):
         x_BSD = self._recomputed(self._attend, x_BSD, sight, cache)
         if not isinstance(self.feed_forward, RoutedFeedForward):
             return self._recomputed(self._transform, x_BSD), None
-        change_BSD, routing = route_positions(self.feed_forward, self.feed_forward_norm(x_BSD), token_index_T, context)
+        change_BSD, routing = self._route(self.feed_forward, self.feed_forward_norm(x_BSD), token_index_T, context)
         return x_BSD + self.dropout(change_BSD), routing
+
+    def _route(
+        self, routed: RoutedFeedForward, x_BSD: Tensor, token_index_T: Tensor, context: TokenContext
+    ) -> tuple[Tensor, Routing]:
+        return route_positions(routed, x_BSD, token_index_T, context)
 
     def _attend(self, x_BSD: Tensor, sight: Sight, cache: KeyValueCache | None) -> Tensor:
         return x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD), sight, cache))

@@ -89,13 +89,18 @@ class EncoderLayer(nn.Module):
         if not isinstance(self.feed_forward, RoutedFeedForward):
             return self._recomputed(self._transform, attended_BSD, conditioning), None
         normed_BSD = _normalise(self.feed_forward_norm, attended_BSD, conditioning) if self.pre_norm else attended_BSD
-        change_BSD, routing = route_positions(self.feed_forward, normed_BSD, token_index_T, context)
+        change_BSD, routing = self._route(self.feed_forward, normed_BSD, token_index_T, context)
         return self._finish(attended_BSD, change_BSD, conditioning), routing
 
     @property
     def is_dense(self) -> bool:
         """Whether the feed-forward part is not routed."""
         return not isinstance(self.feed_forward, RoutedFeedForward)
+
+    def _route(
+        self, routed: RoutedFeedForward, x_BSD: Tensor, token_index_T: Tensor, context: TokenContext
+    ) -> tuple[Tensor, Routing]:
+        return route_positions(routed, x_BSD, token_index_T, context)
 
     def _attend(
         self, x_BSD: Tensor, mask_B11S: Tensor, conditioning: Conditioning | None, num_read: int | None

@@ -36,10 +36,14 @@ _megatron = megatron_tensor()
 
 
 def slice_of(whole: Tensor, *, dim: int, sections: int, rank: int, num_ranks: int) -> Tensor:
-    """A rank's part of a tensor whose dimension is made of sections that are each cut into equal parts.
+    """A rank's part of a tensor whose dimension is made of sections that are each cut alike.
 
-    Two sections of a gated ``w_in`` over 2 ranks: gate and up rows ``g0 g1 u0 u1`` become ``g0 u0`` and ``g1 u1``.
+    Two sections of a gated ``w_in`` over 2 ranks: gate and up rows ``g0 g1 u0 u1`` become ``g0 u0`` and ``g1 u1``. One
+    section may have any size, as vocabularies do: 7 rows over 3 ranks become 3, 3 and 1.
     """
+    if sections == 1:
+        count = -(-whole.shape[dim] // num_ranks)
+        return whole.narrow(dim, rank * count, min(count, whole.shape[dim] - rank * count))
     return whole.unflatten(dim, (sections, num_ranks, -1)).select(dim + 1, rank).flatten(dim, dim + 1)
 
 
@@ -50,6 +54,7 @@ def sliced(parameter: Tensor, process_group: ProcessGroup, *, dim: int, sections
     )
     made = nn.Parameter(own.clone(), requires_grad=parameter.requires_grad)
     _megatron.mark_slice(made, True, dim, sections)
+    made.partition_whole = parameter.shape[dim]  # type: ignore[attr-defined]
     return made
 
 
@@ -63,6 +68,12 @@ class _RowLinear(_megatron.RowParallelLinear):  # type: ignore[misc, name-define
     def forward(self, x: Tensor) -> Tensor:
         output, _ = super().forward(x)
         return output  # type: ignore[no-any-return]
+
+
+def become(module: nn.Module, kind: type[nn.Module], process_group: ProcessGroup) -> None:
+    """Makes a module an instance of a subclass that knows the tensor ranks; everything else stays."""
+    module.__class__ = kind
+    module._tensor = process_group  # type: ignore[assignment]
 
 
 def column(plain: nn.Linear, process_group: ProcessGroup, *, sections: int = 1) -> nn.Module:
@@ -117,13 +128,14 @@ def row(plain: nn.Linear, process_group: ProcessGroup) -> nn.Module:
     return made
 
 
-def token_table(plain: nn.Embedding, process_group: ProcessGroup) -> nn.Module:
+class TensorTokenTable(_megatron.VocabParallelEmbedding):  # type: ignore[misc, name-defined]
     """A token table of which this rank has a run of rows."""
-    made = _megatron.VocabParallelEmbedding(
-        plain.num_embeddings, plain.embedding_dim, init_method=None, config=_config(), tp_group=process_group
-    )
-    made.weight = sliced(plain.weight, process_group, dim=0)
-    return made  # type: ignore[no-any-return]
+
+    def __init__(self, plain: nn.Embedding, process_group: ProcessGroup) -> None:
+        # megatron-core insists on equal runs; the rows that the last rank lacks are of no token.
+        size = _next_multiple(plain.num_embeddings, process_group.size())
+        super().__init__(size, plain.embedding_dim, init_method=None, config=_config(), tp_group=process_group)
+        self.weight = sliced(plain.weight, process_group, dim=0)
 
 
 class TensorFeedForward(FeedForward):
@@ -147,28 +159,32 @@ class TensorFeedForward(FeedForward):
 class TensorTokenHeads(TokenHeads):
     """Each rank computes the logits of its rows of the vocabulary; they are gathered, so that all ranks see all."""
 
-    def __init__(self, plain: TokenHeads, process_group: ProcessGroup) -> None:
+    def __init__(self, plain: TokenHeads, process_group: ProcessGroup, *, vocab_size: int) -> None:
         nn.Module.__init__(self)
-        self._tensor = process_group
+        self._tensor, self._vocab_size = process_group, vocab_size
         self.weight_VD = None if plain.weight_VD is None else sliced(plain.weight_VD, process_group, dim=0)
         self.weight_MVD = None if plain.weight_MVD is None else sliced(plain.weight_MVD, process_group, dim=1)
 
     def forward(self, x_TD: Tensor, task_ids_T: Tensor, table_VD: Tensor) -> Tensor:
         own_TV = super().forward(_megatron.copy_to_region(x_TD, group=self._tensor), task_ids_T, table_VD)
-        return gather_slices(own_TV, self._tensor)
+        width = _next_multiple(self._vocab_size, self._tensor.size()) // self._tensor.size()
+        if own_TV.shape[1] < width:  # the last rank, if ranks do not divide the vocabulary
+            own_TV = F.pad(own_TV, (0, width - own_TV.shape[1]))
+        return gather_slices(own_TV, self._tensor)[:, : self._vocab_size]
 
 
-class TensorHeadNorm(nn.RMSNorm):
-    """An RMSNorm whose weight is shared by heads of other ranks as well: its gradient is a sum over them."""
+class TensorRMSNorm(nn.RMSNorm):
+    """An RMSNorm whose weight also acts on heads or positions of other ranks: its gradient is a sum over them."""
 
-    def __init__(self, plain: nn.RMSNorm, process_group: ProcessGroup) -> None:
-        nn.Module.__init__(self)
-        self.normalized_shape, self.eps, self.elementwise_affine = plain.normalized_shape, plain.eps, True
-        self.weight, self._tensor = plain.weight, process_group
+    _tensor: ProcessGroup
 
     def forward(self, x: Tensor) -> Tensor:
         weight = _megatron.copy_to_region(self.weight, group=self._tensor)
         return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
+def _next_multiple(value: int, of: int) -> int:
+    return -(-value // of) * of
 
 
 def _config() -> object:

@@ -45,10 +45,14 @@ class SelfAttention(nn.Module):
                 queries differ. A row without any key would give NaN; collation guarantees one.
             num_queries: None: all.
         """
-        q_BHSd, k_BHSd, v_BHSd = self.qkv(x_BSD).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(self.attended(self.qkv(x_BSD), mask_B11S, num_queries=num_queries))
+
+    def attended(self, packed_BS3D: Tensor, mask_B11S: Tensor, *, num_queries: int | None = None) -> Tensor:
+        """Returns what lies between the projections, ``[B, S, D]``: the heads' values under their weights."""
+        q_BHSd, k_BHSd, v_BHSd = packed_BS3D.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if num_queries is not None:
             q_BHSd = q_BHSd[:, :, :num_queries]
         context_BHSd = F.scaled_dot_product_attention(
             q_BHSd, k_BHSd, v_BHSd, attn_mask=mask_B11S, dropout_p=self.dropout if self.training else 0.0
         )
-        return self.out(context_BHSd.transpose(1, 2).flatten(2))
+        return context_BHSd.transpose(1, 2).flatten(2)

@@ -118,8 +118,15 @@ class CausalAttention(nn.Module):
             sight: Positions, and who sees whom.
             cache: Earlier positions; the new ones are added to it. ``sight.mask_B1SL`` is over its slots then.
         """
+        return self.out(self.attended(self.q(x_BSD), self.k(x_BSD), self.v(x_BSD), sight, cache))
+
+    def attended(
+        self, queries_BSD: Tensor, keys_BSD: Tensor, values_BSD: Tensor, sight: Sight, cache: KeyValueCache | None
+    ) -> Tensor:
+        """Returns what lies between the projections, ``[B, S, H d]``: the heads' values under their weights."""
         q_BHSd, k_BhSd, v_BhSd = (
-            linear(x_BSD).unflatten(-1, (-1, self.head_size)).transpose(1, 2) for linear in (self.q, self.k, self.v)
+            part_BSD.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+            for part_BSD in (queries_BSD, keys_BSD, values_BSD)
         )
         if self.q_norm is not None and self.k_norm is not None:
             q_BHSd, k_BhSd = self.q_norm(q_BHSd), self.k_norm(k_BhSd)
@@ -135,4 +142,4 @@ class CausalAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.shares_keys,
         )
-        return self.out(context_BHSd.transpose(1, 2).flatten(2))
+        return context_BHSd.transpose(1, 2).flatten(2)

@@ -50,7 +50,10 @@ class FeedForward(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """The activations ``[..., F]`` in between."""
-        h = F.linear(x, self.w_in, self.b_in)
+        return self.activated(F.linear(x, self.w_in, self.b_in))
+
+    def activated(self, h: Tensor) -> Tensor:
+        """Maps ``[..., H]`` to ``[..., F]``."""
         if self.gated:
             gate, up = h.chunk(2, dim=-1)
             return self.act(gate) * up

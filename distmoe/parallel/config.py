@@ -23,6 +23,11 @@ class ParallelConfig(Section):
         description="Neighbouring ranks that share every dense matrix (tensor parallelism); they see the same batch, "
         "experts are whole on each. Divides the ranks; keep it inside a node. Needs megatron-core: distmoe[lm].",
     )
+    sequence: bool = Field(
+        False,
+        description="Sequence parallelism: tensor ranks also share the positions between the cut matrices (norms, "
+        "dropout, residuals), which saves activations' memory. Needs parallel.tensor above 1.",
+    )
     timeout_minutes: float = Field(10.0, gt=0, description="A collective that waits longer ends the job.")
     silence_seconds: float = Field(
         60.0,

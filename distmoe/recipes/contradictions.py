@@ -39,6 +39,13 @@ def _check_source(config: RunConfig) -> None:
             expected="a folder whose sub-folders hold a task.json",
             remedy="add data.root=FOLDER",
         )
+    if config.data.root is not None and config.tasks.source not in ("local", "indexed"):
+        raise ConfigError(
+            "a folder of data is named, but the tasks come from elsewhere and it would not be read",
+            got=f"tasks.source={config.tasks.source}, data.root={config.data.root}",
+            expected="tasks.source=local (task folders) or indexed (sets of token ids), or data.root=null",
+            remedy="set tasks.source=local to train on the folder, or remove data.root",
+        )
     if config.tasks.source == "hub":
         known = list(config.tasks.hub)
         unknown = [name for name in config.tasks.names or known if name not in known]
@@ -142,6 +149,13 @@ def _check_checkpoint(config: RunConfig) -> None:
 def _check_tensor(config: RunConfig) -> None:
     """What was not compared with one process, or not written, for matrices cut over ranks."""
     if config.parallel.tensor == 1:
+        if config.parallel.sequence:
+            raise ConfigError(
+                "sequence parallelism deals positions to tensor ranks, and there is one",
+                got="parallel.sequence=true, parallel.tensor=1",
+                expected="parallel.tensor above 1",
+                remedy="set parallel.tensor=2, or remove parallel.sequence",
+            )
         return
     moe = config.model.moe
     unproven = {

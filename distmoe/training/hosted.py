@@ -69,7 +69,7 @@ def host_model(
     top_k = 0 if config.model.moe is None else config.model.moe.top_k
     parameters = summary.count_parameters(model, pool_sizes=plan.pool_sizes(config.model.moe), top_k=top_k)
     if groups.tensor is not None:
-        cut_over_tensor_ranks(model, groups.tensor)
+        cut_over_tensor_ranks(model, groups.tensor, sequence=config.parallel.sequence)
         parameters = replace(parameters, per_rank=sum(parameter.numel() for parameter in model.parameters()))
     routed = (RoutedFeedForward, RoutedLayer)
     traffic = tuple(module.traffic for module in model.modules() if isinstance(module, routed))

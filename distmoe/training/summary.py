@@ -170,6 +170,8 @@ class Facts:
                 f"tensor parallelism: {self.tensor} neighbouring ranks share the dense matrices of each data rank, "
                 f"{placement.num_ranks * self.tensor} ranks in all; experts are whole on each"
             )
+            if config.parallel.sequence:
+                rows.append("sequence parallelism: tensor ranks share the positions between the cut matrices")
         rows.append(
             f"DeepSpeed: {settings.source}, ZeRO-{settings.stage}, {settings.precision}, "
             f"{settings.accumulation_steps} micro-batches per step, {device}"

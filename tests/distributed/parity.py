@@ -12,7 +12,7 @@ Why eps is 1e-5: the gradient of an attention key's bias is zero in exact arithm
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -93,10 +93,12 @@ class Case:
     freeze: Freeze = "none"
     conditional: dict[str, Any] | None = None
     head: Literal["tied", "shared", "per_task"] | None = None  # of a decoder; None: an encoder
+    vocab_size: int = VOCABULARY + 1
     skipped_steps: tuple[int, ...] = ()
 
     num_ranks: int = 2
     tensor: int = 1
+    sequence: bool = False  # positions are dealt to tensor ranks
     ep_size: int = 1
     mode: str = "colocated"
     config: dict[str, Any] = field(default_factory=lambda: zero(1))
@@ -172,7 +174,9 @@ def build(case: Case, hosting: Sequence[Any]) -> nn.Module:
         conditional=None if case.conditional is None else ConditionalConfig.model_validate(case.conditional),
         **_decoder_keys(case.head),
     )
-    shape: ModelShape = SHAPE if case.head is None else decoder_shape(config, SHAPE.vocab_size, 0)
+    shape: ModelShape = replace(SHAPE, vocab_size=case.vocab_size)
+    if case.head is not None:
+        shape = decoder_shape(config, case.vocab_size, 0)
     tasks = tasks_of(case)
     model = build_model(config, shape=shape, tasks=tasks, grouping=grouping_of(case), hosting=hosting, seed=SEED)
     if case.conditional is not None:
@@ -363,7 +367,7 @@ def make_engine(case: Case) -> tuple[Any, Any, Objective, Any]:
     )
     model = build(case, process_groups.hosting)
     if process_groups.tensor is not None:
-        cut_over_tensor_ranks(model, process_groups.tensor)
+        cut_over_tensor_ranks(model, process_groups.tensor, sequence=case.sequence)
     engine = initialize(
         model,
         settings=settings,

@@ -143,6 +143,15 @@ CASES = (
         shared_expert=True,
         config=zero(2, overlap_comm=True),
     ),
+    Case(
+        name="zero1 sequence2 ep2, encoder",
+        num_ranks=4,
+        tensor=2,
+        sequence=True,
+        ep_size=2,
+        partitions=TWO,
+        shared_expert=True,
+    ),
     Case(name="zero1 tensor2 ep2 bf16", num_ranks=4, tensor=2, ep_size=2, **FIXED, config=zero(1, bf16=BF16)),
     Case(name="zero2 tensor2 ep2 bf16", num_ranks=4, tensor=2, ep_size=2, **FIXED, config=zero(2, bf16=BF16)),
     Case(name="zero1 conditional ep2", num_ranks=4, ep_size=2, conditional=COND, accumulation=2),
@@ -299,12 +308,19 @@ DECODERS = (
 
 TENSOR = (
     Case(name="zero1 tensor2, dense decoder", tensor=2, dense=True, head="shared"),
-    Case(name="zero2 tensor2, decoder, per-task heads", tensor=2, head="per_task", partitions=TWO, config=zero(2)),
+    Case(
+        name="zero2 tensor2, decoder, per-task heads, odd vocabulary",
+        tensor=2,
+        head="per_task",
+        partitions=TWO,
+        vocab_size=25,
+        config=zero(2),
+    ),
     Case(name="zero1 tensor2, encoder, shared expert", tensor=2, shared_expert=True, checkpointing=True),
     Case(name="zero2 tensor2, frozen body", tensor=2, freeze="body", **LOW, config=zero(2)),
     Case(name="zero1 tensor2, frozen embeddings", tensor=2, head="tied", freeze="embeddings"),
     Case(name="zero1 tensor2, skipped step", tensor=2, head="tied", skipped_steps=(2,), accumulation=2),
-    Case(name="zero1 tensor4, encoder", num_ranks=4, tensor=4, partitions=TREE),
+    Case(name="zero1 tensor4, encoder, odd vocabulary", num_ranks=4, tensor=4, partitions=TREE, vocab_size=27),
     Case(name="zero1 tensor2, decoder tree", num_ranks=4, tensor=2, head="per_task", partitions=TREE, accumulation=2),
     Case(name="zero2 tensor2, dense encoder", num_ranks=4, tensor=2, dense=True, config=zero(2)),
     Case(
@@ -330,11 +346,74 @@ TENSOR = (
 )
 
 
+SEQUENCE = (
+    Case(
+        name="zero1 sequence2, dense decoder, odd vocabulary",
+        tensor=2,
+        sequence=True,
+        dense=True,
+        head="tied",
+        vocab_size=25,
+    ),
+    Case(
+        name="zero2 sequence2, decoder, shared head, recomputation",
+        tensor=2,
+        sequence=True,
+        head="shared",
+        shared_expert=True,
+        partitions=TWO,
+        checkpointing=True,
+        config=zero(2),
+    ),
+    Case(name="zero1 sequence2, frozen embeddings", tensor=2, sequence=True, freeze="embeddings", accumulation=2),
+    Case(name="zero2 sequence2, frozen body", tensor=2, sequence=True, freeze="body", **LOW, config=zero(2)),
+    Case(name="zero1 sequence4, dense encoder", num_ranks=4, tensor=4, sequence=True, dense=True),
+    Case(name="zero1 sequence4, encoder tree", num_ranks=4, tensor=4, sequence=True, partitions=TREE),
+    Case(name="zero1 sequence2, dense decoder", num_ranks=4, tensor=2, sequence=True, dense=True, head="shared"),
+    Case(name="zero2 sequence2, dense encoder", num_ranks=4, tensor=2, sequence=True, dense=True, config=zero(2)),
+    Case(
+        name="zero1 sequence2 ep2, decoder, a data rank without tokens",
+        num_ranks=4,
+        tensor=2,
+        sequence=True,
+        ep_size=2,
+        head="per_task",
+        idle_rank=1,
+        accumulation=2,
+    ),
+    Case(
+        name="zero2 sequence2 ep2, encoder, shared expert, recomputation, small buckets, overlap",
+        num_ranks=4,
+        tensor=2,
+        sequence=True,
+        ep_size=2,
+        partitions=TWO,
+        shared_expert=True,
+        checkpointing=True,
+        config=zero(2, reduce_bucket_size=500, overlap_comm=True),
+    ),
+    Case(
+        name="zero1 sequence2 partitioned, decoder, odd vocabulary",
+        vocab_size=25,
+        num_ranks=4,
+        tensor=2,
+        sequence=True,
+        mode="partitioned",
+        head="tied",
+        partitions=TWO,
+    ),
+    Case(
+        name="zero1 sequence2 ep2 bf16", num_ranks=4, tensor=2, sequence=True, ep_size=2, **FIXED,
+        config=zero(1, bf16=BF16),
+    ),
+)  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("num_ranks", [2, 4, 6])
 def test_full_cross_product(num_ranks: int) -> None:
-    cases = tuple(case for case in (*FULL, *DECODERS, *TENSOR) if case.num_ranks == num_ranks)
+    cases = tuple(case for case in (*FULL, *DECODERS, *TENSOR, *SEQUENCE) if case.num_ranks == num_ranks)
     for start in range(0, len(cases), 16):
         part = cases[start : start + 16]
         for case, found in zip(part, answers(part), strict=True):

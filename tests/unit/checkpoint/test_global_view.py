@@ -49,7 +49,7 @@ def test_shapes_given_from_outside_replace_those_of_emptied_parameters() -> None
 
 def test_a_slice_of_two_sections_has_a_run_of_each() -> None:
     """Gate rows 0-3 and up rows 4-7 over two tensor ranks: the second holds rows 2 3 and 6 7."""
-    view = tensor_slice("w_in", (4, 3), dim=0, sections=2, grid=RankGrid(rank=3, num_ranks=4, tensor=2))
+    view = tensor_slice("w_in", (4, 3), dim=0, sections=2, size=8, grid=RankGrid(rank=3, num_ranks=4, tensor=2))
     assert view == GlobalView("w_in", (4, 3), (8, 3), (2, 0), sections=2)
     assert view.take(torch.arange(24).view(8, 3))[:, 0].tolist() == [6, 9, 18, 21]
     assert [(offset, part.size) for offset, part in view.chunks(4, 10)] == [
@@ -60,8 +60,14 @@ def test_a_slice_of_two_sections_has_a_run_of_each() -> None:
 
 
 def test_a_slice_of_columns_lies_beside_those_of_lower_ranks() -> None:
-    view = tensor_slice("out", (2, 3), dim=1, sections=1, grid=RankGrid(rank=1, num_ranks=2, tensor=2))
+    view = tensor_slice("out", (2, 3), dim=1, sections=1, size=6, grid=RankGrid(rank=1, num_ranks=2, tensor=2))
     assert view == GlobalView("out", (2, 3), (2, 6), (0, 3))
+
+
+def test_the_last_slice_of_a_vocabulary_may_have_fewer_rows() -> None:
+    """7 rows over 3 tensor ranks: 3, 3 and 1."""
+    view = tensor_slice("word", (1, 2), dim=0, sections=1, size=7, grid=RankGrid(rank=2, num_ranks=3, tensor=3))
+    assert view == GlobalView("word", (1, 2), (7, 2), (6, 0))
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.lists(st.integers(1, 3), max_size=2), st.data())
@@ -72,7 +78,7 @@ def test_chunks_of_a_slice_are_its_elements_at_their_places_in_the_global_tensor
     grid = RankGrid(rank=data.draw(st.integers(0, tensor - 1)), num_ranks=tensor, tensor=tensor)
     lo = data.draw(st.integers(0, prod(shape)))
     hi = data.draw(st.integers(lo, prod(shape)))
-    view = tensor_slice("w", shape, dim=0, sections=sections, grid=grid)
+    view = tensor_slice("w", shape, dim=0, sections=sections, size=tensor * shape[0], grid=grid)
     whole = torch.arange(prod(view.global_shape)).view(view.global_shape)
     own = view.take(whole).flatten()
     seen: list[int] = []

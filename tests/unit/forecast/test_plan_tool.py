@@ -29,6 +29,13 @@ def test_the_plan_names_every_part(plan, capsys):
         assert part in out, part
 
 
+def test_the_plan_of_tensor_ranks_tells_their_collectives_apart(plan, capsys):
+    assert plan.main(["--gpus_per_node", "4", *TINY, "parallel.tensor=2", "parallel.sequence=true"]) == 0
+    out = capsys.readouterr().out
+    for part in ("1 nodes x 4 h100", "below are the 2 data ranks", "all-gathers, 5 reduce-scatters", "tensor 0."):
+        assert part in out, part
+
+
 def test_the_plan_as_json_ranks_feasible_arrangements(plan, capsys):
     assert plan.main(["--json", "--nodes", "2", "--gpus_per_node", "4", "--top", "3", *TINY]) == 0
     found = json.loads(capsys.readouterr().out)

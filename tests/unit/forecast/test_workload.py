@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distmoe.errors import ConfigError
+from distmoe.errors import ConfigError, ParallelError
 from distmoe.forecast.workload import make_workload
 from distmoe.models.build import build_model
 from distmoe.parallel.process_groups import single_process
@@ -37,9 +37,21 @@ def test_the_head_of_a_decoder_is_multiplied_also_where_it_is_the_token_table():
     assert workload().vocab_size == 0
 
 
-def test_matrices_cut_over_ranks_are_not_forecast():
-    with pytest.raises(ConfigError, match=r"not matrices that are cut[\s\S]*parallel.tensor=2"):
-        workload("parallel.tensor=2")
+def test_a_tensor_rank_has_a_part_of_the_dense_matrices_and_all_of_the_rest():
+    """D 32, F 64, 2 layers, routed: attention and token table are cut, experts are not."""
+    whole, own = workload(), workload("parallel.tensor=2")
+    assert (own.total, own.active, own.expert) == (whole.total, whole.active, whole.expert)
+    assert whole.own_replicated == whole.replicated == own.replicated
+    attention, others_rows = 2 * (3 * 32 * 33 + 32 * 32), 38  # of 77 tokens the first rank has 39
+    assert whole.shape.vocab_size == 77
+    assert whole.lookup - own.own_lookup == 32 * others_rows
+    assert whole.replicated - own.own_replicated == attention // 2 + 32 * others_rows
+    assert own.own_heads == whole.heads
+
+
+def test_shapes_that_cannot_be_cut_are_not_forecast_either():
+    with pytest.raises(ParallelError, match=r"attention heads cannot[\s\S]*parallel.tensor=4"):
+        workload("parallel.tensor=4")
 
 
 def test_a_dense_model_has_no_experts():

@@ -14,8 +14,10 @@ from distmoe.errors import ParallelError
 from distmoe.models.decoder_config import DecoderConfig
 from distmoe.models.decoder_shape import decoder_shape
 from distmoe.models.parameters import parameter_roles
+from distmoe.models.sequence_modules import SLICED
 from distmoe.models.tensor_modules import slice_of
 from distmoe.models.tensor_parallel import check_tensor, cut_over_tensor_ranks
+from distmoe.moe.layer import RoutedFeedForward
 from tests.unit.models.decoder_samples import VOCAB_SIZE, decoder_config, make_decoder
 from tests.unit.models.samples import make_model, model_config, moe_config
 
@@ -29,6 +31,7 @@ def test_a_slice_has_a_run_of_every_section() -> None:
     """Gate rows 0-3, up rows 4-7."""
     assert slice_of(torch.arange(8), dim=0, sections=2, rank=0, num_ranks=2).tolist() == [0, 1, 4, 5]
     assert slice_of(torch.arange(8), dim=0, sections=1, rank=1, num_ranks=4).tolist() == [2, 3]
+    assert [len(slice_of(torch.arange(7), dim=0, sections=1, rank=rank, num_ranks=3)) for rank in range(3)] == [3, 3, 1]
     assert slice_of(torch.arange(8).view(2, 4), dim=1, sections=1, rank=1, num_ranks=2).tolist() == [[2, 3], [6, 7]]
 
 
@@ -89,13 +92,31 @@ def test_an_encoders_packed_projection_has_three_sections() -> None:
     assert not model.encoder.layers[0].attention.qkv.weight.requires_grad
 
 
+def test_slices_of_positions_change_classes_between_the_cut_parts_and_no_name() -> None:
+    """The routed part of the decoder's second layer, its shared expert included, sees all positions."""
+    group: Any = SimpleNamespace(rank=lambda: 1, size=lambda: 2)
+    encoder = model_config(moe_config("token", layers=[1], shared_expert=True), dropout=0.1, norm="pre")
+    for make, config in ((make_decoder, DECODER), (make_model, encoder)):
+        whole, sliced = make(config), make(config)  # type: ignore[operator]
+        cut_over_tensor_ranks(whole, group)
+        cut_over_tensor_ranks(sliced, group, sequence=True)
+        assert [name for name, _ in sliced.named_parameters()] == [name for name, _ in whole.named_parameters()]
+        assert parameter_roles(sliced) == parameter_roles(whole)
+        kinds = {name: (type(module), type(sliced.get_submodule(name))) for name, module in whole.named_modules()}
+        changed = {name: new for name, (old, new) in kinds.items() if new is not old}
+        assert set(changed.values()) <= set(SLICED.values())
+        stays = {name for name, (old, _) in kinds.items() if old in SLICED and name not in changed}
+        routed = next(name for name, module in whole.named_modules() if isinstance(module, RoutedFeedForward))
+        assert stays == {f"{routed}.shared_mlp"} | ({"dropout"} if make is make_model else set())
+
+
 @pytest.mark.parametrize(
     ("changes", "tensor", "text"),
     [
         ({}, 3, r"attention heads cannot[\s\S]*model.num_heads=4, parallel.tensor=3[\s\S]*a divisor of 4"),
         ({}, 4, r"key-value heads cannot[\s\S]*model.decoder.num_kv_heads=2, parallel.tensor=4"),
         ({"intermediate_size": 33}, 2, r"hidden units[\s\S]*model.intermediate_size=33, parallel.tensor=2"),
-        ({"vocab_size": 51}, 2, r"tokens of the vocabulary[\s\S]*vocabulary=51[\s\S]*a vocabulary of 52"),
+        ({"vocab_size": 1}, 2, r"vocabulary is too small[\s\S]*1 tokens, parallel.tensor=2[\s\S]*more than 1 tokens"),
     ],
 )
 def test_sizes_that_cannot_be_cut_are_refused(changes: dict[str, int], tensor: int, text: str) -> None:

@@ -12,6 +12,13 @@ from distmoe.recipes import resolve
     ("recipe", "overrides", "message"),
     [
         ("nlu", [], r"no folder is named[\s\S]*remedy: +add data\.root=FOLDER"),
+        (
+            "gen_tasks",
+            ["data.root=folder"],
+            r"would not be read[\s\S]*tasks\.source=text_suite, data\.root=folder[\s\S]*set tasks\.source=local",
+        ),
+        ("demo", ["data.root=folder"], r"would not be read[\s\S]*tasks\.source=suite, data\.root=folder"),
+        ("glue", ["data.root=folder"], r"would not be read[\s\S]*tasks\.source=hub, data\.root=folder"),
         ("glue", ["tasks.names=[cola, imdb]"], r"does not describe every task[\s\S]*got: .*imdb[\s\S]*cola \| sst2"),
         ("demo", ["tasks.source=hub"], r"does not describe every task[\s\S]*no entry in tasks\.hub"),
         ("demo", ["model.num_heads=3"], r"num_heads does not divide[\s\S]*hidden_size=128, model\.num_heads=3"),
@@ -40,6 +47,7 @@ from distmoe.recipes import resolve
             ["parallel.tensor=2"],
             r"cut over ranks[\s\S]*parallel\.tensor=2 with structure\.learn[\s\S]*parallel\.tensor=1",
         ),
+        ("demo", ["parallel.sequence=true"], r"and there is one[\s\S]*parallel\.tensor=1[\s\S]*parallel\.tensor=2"),
         ("mtsl", ["parallel.tensor=2", "structure.learn=null"], r"with model\.moe\.unit=block"),
         ("ca_mtl_demo", ["parallel.tensor=2"], r"with data\.sampling\.strategy=uncertainty"),
         ("ca_mtl_demo", ["parallel.tensor=2", "data.sampling={strategy: uniform}"], r"with model\.conditional"),
@@ -142,6 +150,8 @@ def test_a_contradiction_is_refused(recipe, overrides, message):
     ("recipe", "overrides"),
     [
         ("nlu", ["data.root=anywhere"]),
+        ("lm_corpora", ["data.root=anywhere"]),
+        ("gen_tasks", ["tasks.source=local", "data.root=anywhere"]),
         ("glue", ["tasks.names=[rte]"]),
         ("demo", ["model.moe=null", "structure.grouping=one"]),
         ("demo", ["data.max_length=64"]),

@@ -4,7 +4,7 @@ import pytest
 
 from distmoe.config import build
 from distmoe.errors import ConfigError
-from distmoe.recipes import resolve
+from distmoe.recipes import load_recipe, resolve
 from distmoe.studies.jobs import job_of, order
 from distmoe.studies.study import Study, available, load_study
 
@@ -102,9 +102,12 @@ def test_an_unknown_arm_or_study_is_refused_with_those_that_exist(tmp_path):
 @pytest.mark.parametrize("name", available())
 def test_every_arm_of_a_shipped_study_can_be_trained(name):
     shipped = load_study(name)
+    folders = ["model.pretrained=folder"]
+    if load_recipe(shipped.recipe)["tasks"]["source"] == "local":
+        folders.append("data.root=.")
     for arm in shipped.arms:
         if not shipped.arms[arm].each_task:
-            job_of(shipped, arm, 0, overrides=["model.pretrained=folder", "data.root=."])
+            job_of(shipped, arm, 0, overrides=folders)
 
 
 def test_conditional_arms_differ_from_their_control_by_conditioning_alone():
