@@ -95,6 +95,7 @@ class Case:
     head: Literal["tied", "shared", "per_task"] | None = None  # of a decoder; None: an encoder
     vocab_size: int = VOCABULARY + 1
     skipped_steps: tuple[int, ...] = ()
+    steps: int = STEPS
 
     num_ranks: int = 2
     tensor: int = 1
@@ -216,8 +217,8 @@ def optimizer_config(case: Case) -> OptimizerConfig:
     )
 
 
-def lr_factor(step: int) -> float:
-    return 1.0 - 0.1 * step
+def lr_factor(case: Case, step: int) -> float:
+    return 1.0 - 0.5 * step / case.steps
 
 
 @dataclass(frozen=True)
@@ -312,7 +313,7 @@ def reference(case: Case) -> Trace:
         betas=(config.betas[0], config.betas[1]),
         eps=config.eps,
     )
-    for step in range(STEPS):
+    for step in range(case.steps):
         if step in case.skipped_steps:
             continue
         total = 0.0
@@ -329,7 +330,7 @@ def reference(case: Case) -> Trace:
         if case.clipping:
             nn.utils.clip_grads_with_norm_(list(model.parameters()), case.clipping, norm)
         for param_group in optimizer.param_groups:
-            param_group["lr"] = config.lr * param_group["scale"] * lr_factor(step)
+            param_group["lr"] = config.lr * param_group["scale"] * lr_factor(case, step)
         optimizer.step()
         optimizer.zero_grad()
         trace.losses.append(total)
@@ -408,7 +409,7 @@ def train_steps(case: Case, engine: Any, objective: Objective, steps: Sequence[i
         else:
             if step == 0 and not trace.gradients:
                 trace.gradients = own_gradients(engine)
-            result = engine.step(lr_factor(step))
+            result = engine.step(lr_factor(case, step))
             dist.all_reduce(total)
             trace.losses.append(total.item() / dist.get_world_size())  # equal on tensor neighbours
             trace.norms.append(result.grad_norm)
@@ -441,11 +442,15 @@ def run_cases(rank: int, cases: Sequence[Case]) -> list[dict[str, Any]]:
         engine, _, objective, process_groups = make_engine(case)
         trace = Trace()
         engine.train_mode()
-        train_steps(case, engine, objective, range(STEPS), trace)
+        train_steps(case, engine, objective, range(case.steps), trace)
         answers.append(
             {
                 "trace": trace,
                 "views": engine.views,
+                "conditional": {
+                    name: engine.module.get_parameter(name).detach().clone()
+                    for name in conditional_parameters(engine.module)
+                },
                 "fragments": [(f.key, f.view, f.lo, f.data.clone()) for f in engine.fragments()],
                 "optimizer": type(engine._ds.optimizer).__name__,
             }

@@ -11,6 +11,7 @@ from itertools import product
 from typing import Any
 
 import pytest
+import torch
 
 from distmoe.engine.ds_config import resolve
 from distmoe.engine.supported import TABLE, Row, combination, lookup
@@ -241,7 +242,13 @@ def row_of(case: Case) -> Row:
 @lru_cache
 def answers(cases: tuple[Case, ...]) -> list[list[dict[str, Any]]]:
     """Per case, the answers of all ranks."""
-    by_rank = run_ranks(run_cases, cases[0].num_ranks, cases, init_process_group=False, timeout=60 + 15 * len(cases))
+    by_rank = run_ranks(
+        run_cases,
+        cases[0].num_ranks,
+        cases,
+        init_process_group=False,
+        timeout=60 + 3 * sum(case.steps for case in cases),
+    )
     return [list(answer) for answer in zip(*by_rank, strict=True)]
 
 
@@ -418,3 +425,24 @@ def test_full_cross_product(num_ranks: int) -> None:
         part = cases[start : start + 16]
         for case, found in zip(part, answers(part), strict=True):
             assert_parity(case, found)
+
+
+LONG = (
+    Case(name="zero1 conditional, lower half frozen", **LOW, **HALF, partitions=TWO, steps=100),
+    Case(name="zero2 conditional ep2", **LOW, conditional=COND, ep_size=2, config=zero(2), steps=100),
+    Case(name="zero2 conditional ep2", num_ranks=4, **LOW, conditional=COND, ep_size=2, config=zero(2), steps=100),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", LONG, ids=lambda case: f"{case.num_ranks} ranks: {case.name}")
+def test_conditional_modules_on_disjoint_tasks_stay_equal_on_all_ranks_for_a_hundred_steps(case: Case) -> None:
+    found = answers((case,))[0]
+    expected = reference(case)
+    ranks = [answer["conditional"] for answer in found]
+    assert ranks[0], "no conditional parameter was compared"
+    assert all(torch.equal(own[name], ranks[0][name]) for own in ranks for name in ranks[0])
+    worst = largest_differences(case, found, expected)
+    print(f"{case.name}, {case.num_ranks} ranks: " + ", ".join(f"{key} {value:.1e}" for key, value in worst.items()))
+    assert len(expected.losses) == 100
+    assert max(worst["loss"], worst["gradient"]) <= TOLERANCE
