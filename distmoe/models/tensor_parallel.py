@@ -17,8 +17,8 @@ from distmoe.errors import ParallelError
 from distmoe.models.decoder import Decoder
 from distmoe.models.decoder_shape import DecoderShape
 from distmoe.models.encoder import Encoder
+from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.models.shape import ModelShape
-from distmoe.models.token_heads import TokenHeads
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.nn.attention import SelfAttention
 from distmoe.nn.causal_attention import CausalAttention
@@ -84,6 +84,9 @@ def cut_over_tensor_ranks(model: nn.Module, process_group: ProcessGroup, *, sequ
             module.num_heads //= process_group.size()
         elif isinstance(module, Decoder):
             module.embeddings = parallel.TensorTokenTable(module.embeddings, process_group)  # type: ignore[assignment]
+        elif isinstance(module, MultiTaskDecoder):
+            vocab_size = module.shape.vocab_size
+            module.heads = parallel.TensorTokenHeads(module.heads, process_group, vocab_size=vocab_size)
         elif isinstance(module, EncoderEmbeddings):
             module.word = parallel.TensorTokenTable(module.word, process_group)  # type: ignore[assignment]
         if isinstance(module, CausalAttention | SelfAttention) and not sequence:
@@ -91,10 +94,6 @@ def cut_over_tensor_ranks(model: nn.Module, process_group: ProcessGroup, *, sequ
         for name, child in list(module.named_children()):
             if isinstance(child, FeedForward):
                 setattr(module, name, parallel.TensorFeedForward(child, process_group))
-            elif isinstance(child, TokenHeads):
-                setattr(
-                    module, name, parallel.TensorTokenHeads(child, process_group, vocab_size=module.shape.vocab_size)
-                )
     if sequence:
         for module in list(model.modules()):
             if isinstance(module, Encoder | Decoder):
