@@ -90,7 +90,8 @@ def find_clearest(similarity: Similarity, *, banned: Banned = lambda members: Fa
     """
     size = similarity.num_members
     num_pairs, total = size * (size - 1) // 2, similarity.pairs_total(tuple(range(size)))
-    best, partition = Fraction(0), tuple((member,) for member in range(size))
+    best = Fraction(0)
+    partition: tuple[Members, ...] = tuple((member,) for member in range(size))
     for level in _linkage_levels(similarity, banned):
         inside = sum(len(members) * (len(members) - 1) // 2 for members in level)
         if not 0 < inside < num_pairs:
@@ -165,7 +166,7 @@ def _exact(similarity: Similarity, limit: int, banned: Banned) -> tuple[Members,
 
 def _average_linkage(similarity: Similarity, limit: int, banned: Banned) -> tuple[Members, ...]:
     """The last level whose joins all have a mean above the limit."""
-    partition = tuple((member,) for member in range(similarity.num_members))
+    partition: tuple[Members, ...] = tuple((member,) for member in range(similarity.num_members))
     for level in _linkage_levels(similarity, banned, limit=limit):
         partition = level
     return partition
