@@ -106,4 +106,6 @@ class ProbeSet:
 
     def _collate(self, rows: Sequence[int] | np.ndarray, store: ExampleStore | None = None) -> TaskBatch:
         weights = np.zeros(len(rows), dtype=np.float32)
-        return collate(store or self._store, np.asarray(rows), weights, pad_token_id=self._pad_token_id)
+        return collate(
+            self._store if store is None else store, np.asarray(rows), weights, pad_token_id=self._pad_token_id
+        )
