@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,13 +77,15 @@ def check_file(path: Path) -> None:
 
 
 def count_documents(path: Path, *, unit: Unit = "file") -> int:
-    """How many documents a file has; for lines and rows the number of line ends, which may be too many. For a bar."""
+    """How many documents a file has; of lines and rows the number of line ends, which may be too many. For a bar."""
     if path.suffix == ".parquet":
         with pyarrow.parquet.ParquetFile(path) as table:
             return table.metadata.num_rows
     if path.suffix == TEXT_SUFFIX and unit == "file":
         return 1
     with path.open("rb") as file:
+        if path.suffix == TEXT_SUFFIX and unit == "paragraph":  # as many as there are lines with text behind none
+            return sum(text for text, _ in itertools.groupby(file, key=lambda line: bool(line.strip())))
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 

@@ -15,6 +15,7 @@ TEXT = "one\ntwo\n\n \nthree\n"
 def test_a_text_file_is_one_document_or_its_paragraphs_or_lines(tmp_path, unit, texts):
     (tmp_path / "a.txt").write_text(TEXT)
     assert [document.texts for document in read_documents(tmp_path / "a.txt", unit=unit)] == [(t,) for t in texts]
+    assert count_documents(tmp_path / "a.txt", unit=unit) == len(texts)
 
 
 def test_tables_give_the_columns_that_were_asked_for(tmp_path):
