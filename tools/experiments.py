@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description="Compare arms of a study over seeds.")
     result.add_argument("study", help=f"{' | '.join(available())} | path of a YAML file")
     result.add_argument("--arms", default="", help="names, separated by commas; J means J and J.*; default: all")
-    result.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N-1 (default 3)")
+    result.add_argument("--seeds", type=int, default=3, metavar="N", help="how many seeds (default 3)")
+    result.add_argument("--first-seed", type=int, default=0, metavar="K", help="seeds K to K+N-1 (default 0)")
     result.add_argument("--recipe", help="in place of the study's own recipe")
     result.add_argument("--out", type=Path, help="folder of the study (default runs/studies/NAME)")
     result.add_argument("--ranks", type=int, default=1, help="processes of a run (default 1)")
@@ -55,9 +56,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if min(arguments.seeds, arguments.ranks) < 1:
-        raise ConfigError("a study needs seeds and ranks", got=f"--seeds {arguments.seeds} --ranks {arguments.ranks}",
-                          expected="at least 1 of each", remedy="correct the number")  # fmt: skip
+    if min(arguments.seeds, arguments.ranks) < 1 or arguments.first_seed < 0:
+        raise ConfigError(
+            "a study needs seeds and ranks",
+            got=f"--seeds {arguments.seeds} --first-seed {arguments.first_seed} --ranks {arguments.ranks}",
+            expected="at least 1 seed and 1 rank, seeds from 0 on",
+            remedy="correct the number",
+        )
     if arguments.in_process and arguments.ranks > 1:
         raise ConfigError("a process is one rank", got=f"--in-process --ranks {arguments.ranks}",
                           expected="--ranks 1 with --in-process", remedy="leave one of them away")  # fmt: skip
@@ -82,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def train_all(study: Study, arms: list[str], ledger: Ledger, out: Path, arguments: argparse.Namespace) -> None:
     """Trains what the ledger does not hold. Every configuration is checked before the first run."""
-    wanted = order(study, arms, arguments.seeds)
+    wanted = order(study, arms, range(arguments.first_seed, arguments.first_seed + arguments.seeds))
 
     def job(arm: str, seed: int) -> Job:
         paid = paid_by(study, arm, seed, ledger.records)

@@ -6,7 +6,7 @@ Shape letters: B sequences, S positions, D model width, G compared task groups.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -60,11 +60,6 @@ def compared_features(encoder: Encoder, comparison: Comparison) -> Tensor:
 def states_before(encoder: Encoder, batch: TaskBatch, layer: int, task: int) -> Tensor:
     """What a model layer gets as input, ``[B, S, D]``, with all sequences on one task's path."""
     return _states_before(encoder, batch, layer, task)
-
-
-def to_device(comparison: Comparison, device: torch.device | str) -> Comparison:
-    """The comparison with its sequences on a device."""
-    return replace(comparison, batch=comparison.batch.to(device))
 
 
 def _states_before(encoder: Encoder, batch: TaskBatch, layer: int, task: int) -> Tensor:

@@ -43,6 +43,13 @@ def _check_schedule(learn: LearnConfig, *, num_steps: int) -> None:
             expected=f"fewer than {num_steps} steps together",
             remedy="raise schedule.num_steps, or shorten structure.learn.task_steps or trial_steps",
         )
+    if learn.until is not None and learn.until < task_steps:
+        raise ConfigError(
+            "learning would be over before the first structural phase",
+            got=f"structure.learn.until={learn.until}, task_steps={task_steps}",
+            expected=f"until >= {task_steps}, or null",
+            remedy=f"set structure.learn.until={task_steps} or later",
+        )
     if learn.probe_split == "validation" and learn.alignment:
         raise ConfigError(
             "the alignment term would train on validation texts",
@@ -115,6 +122,13 @@ def _check_model(config: RunConfig) -> None:
 
 
 def _check_restart(learn: LearnConfig) -> None:
+    if learn.alignment:
+        raise ConfigError(
+            "with a restart the arms are trained as runs that were told their grouping, without an alignment term",
+            got=f"structure.learn.restart=true, alignment={learn.alignment}",
+            expected="alignment=0",
+            remedy="set structure.learn.alignment=0",
+        )
     if learn.amalgamation is not None or learn.mean != "tokens":
         raise ConfigError(
             "with a restart nothing that was trained is joined",

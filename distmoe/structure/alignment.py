@@ -1,10 +1,9 @@
 """Which hidden unit of one feed-forward part plays the role of which unit of another.
 
 Averages are only taken between units that do the same. The best permutation maximises a sum of scores over matched
-pairs: a linear assignment, solved exactly (scipy). Scores come from the weights (as in MC-SMoE, arXiv 2310.01334), from
-correlations of hidden activations on a probe set (as in Git Re-Basin, arXiv 2209.04836), or from both.
+pairs: a linear assignment, solved exactly (scipy). Scores come from the weights (as in MC-SMoE, arXiv 2310.01334).
 
-Shape letters: D model width, F hidden units, N probe tokens.
+Shape letters: D model width, F hidden units.
 """
 
 from __future__ import annotations
@@ -22,23 +21,11 @@ _MIN_GAIN = 1e-9
 def weight_scores(reference: FeedForwardTensors, other: FeedForwardTensors) -> Tensor:
     """Inner products of each unit's incoming and outgoing weights, ``[F, F]`` float64, at most about 1 on average.
 
-    Maximising their sum minimises the distance ``|W - P W'|^2`` of all weights. Scaled by the two norms, so that it
-    can be added to correlations.
+    Maximising their sum minimises the distance ``|W - P W'|^2`` of all weights.
     """
     first_FC, second_FC = _unit_weights(reference), _unit_weights(other)
     scale = (first_FC.norm() * second_FC.norm()).clamp_min(torch.finfo(torch.float64).tiny)
     return first_FC @ second_FC.T * (reference.num_units / scale)
-
-
-def activation_scores(reference_NF: Tensor, other_NF: Tensor) -> Tensor:
-    """Correlations of hidden activations on the same tokens, ``[F, F]`` float64; 0 for units that never vary."""
-
-    def standardised(x_NF: Tensor) -> Tensor:
-        x_NF = x_NF.double()
-        x_NF = x_NF - x_NF.mean(dim=0)
-        return x_NF / x_NF.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
-
-    return standardised(reference_NF).T @ standardised(other_NF)
 
 
 def best_permutation(scores_FF: Tensor) -> Tensor:
@@ -54,21 +41,14 @@ def best_permutation(scores_FF: Tensor) -> Tensor:
     return torch.from_numpy(columns).to(scores_FF.device)
 
 
-def align(
-    reference: FeedForwardTensors, other: FeedForwardTensors, activations: tuple[Tensor, Tensor] | None = None
-) -> Tensor:
+def align(reference: FeedForwardTensors, other: FeedForwardTensors) -> Tensor:
     """The permutation to apply to ``other`` before it is averaged with ``reference``, int64 ``[F]``.
 
     Args:
         reference: Stays as it is.
         other: Of the same shapes.
-        activations: Hidden activations ``[N, F]`` of reference and other on the same tokens; with them, their
-            correlations count as much as the weights.
     """
-    scores_FF = weight_scores(reference, other)
-    if activations is not None:
-        scores_FF = scores_FF + activation_scores(*activations).to(scores_FF.device)
-    return best_permutation(scores_FF)
+    return best_permutation(weight_scores(reference, other))
 
 
 def _unit_weights(tensors: FeedForwardTensors) -> Tensor:

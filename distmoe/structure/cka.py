@@ -1,8 +1,9 @@
 """Unbiased linear CKA of features of the same examples: how alike two layers see the data.
 
-Gram form, differentiable and quadratic in the examples: the training term, and the oracle of the streamed form in
-:mod:`distmoe.structure.moments`. Debiasing is not a refinement: 800 independent examples of width 512 give 0.39 with
-the usual estimator and 0.00 with this one (Song et al. 2012, arXiv 0902.3447; Kornblith et al. 2019, arXiv 1905.00414).
+Gram form, differentiable and quadratic in the examples. The other form, sums of products of features, is quadratic in
+task groups times width: larger than the features themselves at every size in use. Debiasing is not a refinement: 800
+independent examples of width 512 give 0.39 with the usual estimator and 0.00 with this one (Song et al. 2012, arXiv
+0902.3447; Kornblith et al. 2019, arXiv 1905.00414).
 
 Shape letters: T feature sets (one per task or task group), N examples, D width.
 """
@@ -49,24 +50,6 @@ def cka_matrix(features_TND: Tensor) -> Tensor:
     # Norms are taken before the product: products of squared norms leave float32's range.
     unit = flat / flat.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
     return unit @ unit.mT
-
-
-def unbiased_cka(x_ND: Tensor, y_ND: Tensor) -> Tensor:
-    """Unbiased linear CKA of two feature sets of the same examples, a scalar; their widths may differ.
-
-    Raises:
-        DataError: With fewer than four examples, or different numbers of them.
-    """
-    if len(x_ND) != len(y_ND):
-        raise DataError(
-            "features to be compared must come from the same examples",
-            got=f"{len(x_ND)} and {len(y_ND)} examples",
-            expected="equal numbers",
-            remedy="compute both on the same probe set",
-        )
-    x_NN, y_NN = centred_grams(x_ND), centred_grams(y_ND)
-    scale = (x_NN.norm() * y_NN.norm()).clamp_min(torch.finfo(x_NN.dtype).tiny)
-    return (x_NN * y_NN).sum() / scale
 
 
 def alignment_loss(features_TND: Tensor) -> Tensor:

@@ -56,6 +56,12 @@ class LearnConfig(Section):
         "them on its own tasks' examples of the probe set (RegMean), at the cost of one pass and of matrices of "
         "width x width per expert. Only model.moe.unit=ffn.",
     )
+    until: int | None = Field(
+        None,
+        gt=0,
+        description="No structural phase behind this step, and no alignment term; null: as long as a trial fits before "
+        "the end of training.",
+    )
     trial_steps: int = Field(
         100,
         ge=0,
@@ -107,6 +113,11 @@ class LearnConfig(Section):
     def task_steps_of(self, phase: int) -> int:
         """Steps before a structural phase, counted from 0."""
         return steps_of(self.task_steps, phase)
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether the similarity says who is more alike than others, and not whether all are."""
+        return self.similarity != "cka"
 
     @property
     def trial_steps_behind(self) -> int:

@@ -7,7 +7,7 @@ Shape letters: D model width, F hidden units, H = F or, with a gated activation,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -64,11 +64,3 @@ class FeedForwardTensors:
         rows_H = torch.cat([permutation_F, permutation_F + self.num_units]) if self.is_gated else permutation_F
         b_in_H = None if self.b_in_H is None else self.b_in_H[rows_H]
         return FeedForwardTensors(self.w_in_HD[rows_H], b_in_H, self.w_out_DF[:, permutation_F], self.b_out_D)
-
-
-def combine(
-    members: Sequence[FeedForwardTensors], function: Callable[[Sequence[Tensor]], Tensor]
-) -> FeedForwardTensors:
-    """Applies ``function`` to each of the four tensors of all members."""
-    named = [member.by_name() for member in members]
-    return FeedForwardTensors.of({key: function([tensors[key] for tensors in named]) for key in named[0]})

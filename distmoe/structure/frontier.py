@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from distmoe.structure.plan import Ban, Merge, tasks_of
+from distmoe.structure.transfer import FEWEST_TASKS
 from distmoe.tasks import TaskGrouping
 from distmoe.tasks.grouping import TaskGroup
 
@@ -29,10 +31,21 @@ class Frontier:
     layer: int
     members: tuple[TaskGroup, ...]
 
-    def is_exhausted(self, bans: Collection[Ban]) -> bool:
-        """Whether no two members may be joined any more."""
-        pairs = (tasks_of((first, second)) for i, first in enumerate(self.members) for second in self.members[i + 1 :])
-        return all(any(ban.forbids(self.layer, tasks) for ban in bans) for tasks in pairs)
+    def is_exhausted(self, bans: Collection[Ban], *, relative: bool = False, with_whole: bool = True) -> bool:
+        """Whether nothing is left to join.
+
+        Args:
+            bans: Merges that were undone.
+            relative: The similarity tells only four members or more apart; of fewer all are joined, or none.
+            with_whole: Whether the merge of all members is tried beside what the similarity suggests.
+        """
+        if relative and len(self.members) < FEWEST_TASKS:
+            return not with_whole or self._is_banned(self.members, bans)
+        return all(self._is_banned(pair, bans) for pair in combinations(self.members, 2))
+
+    def _is_banned(self, members: Iterable[TaskGroup], bans: Collection[Ban]) -> bool:
+        tasks = tasks_of(members)
+        return any(ban.forbids(self.layer, tasks) for ban in bans)
 
     def to_json(self) -> dict[str, object]:
         return {"layer": self.layer, "members": [list(member) for member in self.members]}
@@ -87,6 +100,8 @@ def advance(grouping: TaskGrouping, frontiers: Sequence[Frontier], accepted: Seq
     return tuple(sorted(following, key=lambda frontier: (frontier.layer, frontier.members)))
 
 
-def is_finished(frontiers: Sequence[Frontier], bans: Collection[Ban] = ()) -> bool:
-    """Stop rule: nothing is left that may be joined."""
-    return all(frontier.is_exhausted(bans) for frontier in frontiers)
+def is_finished(
+    frontiers: Sequence[Frontier], bans: Collection[Ban] = (), *, relative: bool = False, with_whole: bool = True
+) -> bool:
+    """Stop rule: nothing is left that may be joined; arguments as of :meth:`Frontier.is_exhausted`."""
+    return all(frontier.is_exhausted(bans, relative=relative, with_whole=with_whole) for frontier in frontiers)

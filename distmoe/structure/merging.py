@@ -11,8 +11,6 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from distmoe.structure.feed_forward_tensors import FeedForwardTensors, combine
-
 
 def shares_of(loads: Sequence[int]) -> tuple[float, ...]:
     """Weights proportional to the members' tokens; they sum to 1 (M-SMoE's usage weighting, arXiv 2310.01334)."""
@@ -29,25 +27,3 @@ def weighted_mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     for tensor, share in zip(tensors[1:], shares[1:], strict=True):
         total += share * (tensor.double() - first)
     return total.to(tensors[0].dtype)
-
-
-def merge_feed_forward(
-    members: Sequence[FeedForwardTensors], shares: Sequence[float], permutations: Sequence[Tensor] | None = None
-) -> FeedForwardTensors:
-    """The load-weighted mean of aligned members.
-
-    Args:
-        members: Weights of each member.
-        shares: From :func:`shares_of`.
-        permutations: One per member, from :func:`distmoe.structure.alignment.align` with the first as reference.
-    """
-    return combine(permute_all(members, permutations), lambda tensors: weighted_mean(tensors, shares))
-
-
-def permute_all(
-    members: Sequence[FeedForwardTensors], permutations: Sequence[Tensor] | None
-) -> list[FeedForwardTensors]:
-    """Each member with its permutation; None leaves all as they are."""
-    if permutations is None:
-        return list(members)
-    return [member.permuted(permutation) for member, permutation in zip(members, permutations, strict=True)]

@@ -64,9 +64,3 @@ def mean_moments(members: Sequence[AdamMoments]) -> AdamMoments:
         weighted_mean([member.mean for member in members], shares),
         weighted_mean([member.square for member in members], shares),
     )
-
-
-def reset_moments(members: Sequence[AdamMoments], *, step: int, betas: tuple[float, float]) -> AdamMoments:
-    """Moments for freshly initialised weights: no direction, but the scale of the summed gradient."""
-    summed = sum_moments(members, step=step, betas=betas)
-    return AdamMoments(torch.zeros_like(summed.mean), summed.square)

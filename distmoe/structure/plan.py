@@ -78,7 +78,7 @@ class MergePlan:
         version: Number of structure changes before this one; streams of random numbers are keyed by it.
         before: The grouping that the merges change.
         merges: Disjoint, in ascending order.
-        loads: Tokens that each task has trained on, frozen at the time of the plan.
+        loads: What each task weighs in a merge: its tokens per million examples of the mixture.
     """
 
     version: int
@@ -92,7 +92,7 @@ class MergePlan:
                 "a merge is weighted by the tokens of each task",
                 got=list(self.loads),
                 expected=f"{self.before.num_tasks} positive numbers",
-                remedy="plan after every task has trained, with one load per task",
+                remedy="give one load per task",
             )
         assert self.merges == tuple(sorted(self.merges)), "merges must be in order"
 

@@ -24,24 +24,17 @@ from distmoe.structure.alignment import align
 from distmoe.structure.feed_forward_tensors import FeedForwardTensors
 
 
-def align_pools(
-    members: Sequence[Mapping[str, Tensor]], activations: Sequence[Sequence[Tensor]] | None = None
-) -> list[Tensor]:
+def align_pools(members: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
     """Permutations of hidden units that bring each member to the order of the first, ``[e, F]`` per member.
 
     Args:
         members: Stacked ``w_in, b_in, w_out, b_out`` of each member, biases only where there are some.
-        activations: Hidden activations ``[N, F]`` per member and expert, on the same tokens; None: weights alone.
     """
-    num_pooled = len(members[0]["w_in"])
-    result = []
-    for index, member in enumerate(members):
-        rows = []
-        for pooled in range(num_pooled):
-            pair = None if activations is None else (activations[0][pooled], activations[index][pooled])
-            rows.append(align(FeedForwardTensors.of(members[0], pooled), FeedForwardTensors.of(member, pooled), pair))
-        result.append(torch.stack(rows))
-    return result
+    first = [FeedForwardTensors.of(members[0], index) for index in range(len(members[0]["w_in"]))]
+    return [
+        torch.stack([align(own, FeedForwardTensors.of(member, index)) for index, own in enumerate(first)])
+        for member in members
+    ]
 
 
 def permute_pool(tensors: Mapping[str, Tensor], permutations_eF: Tensor) -> dict[str, Tensor]:

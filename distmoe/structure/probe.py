@@ -32,10 +32,6 @@ class Probe:
     seed: int
     ids: tuple[tuple[int, int], ...]
 
-    def shard(self, rank: int, num_ranks: int) -> tuple[tuple[int, int], ...]:
-        """This rank's examples: every ``num_ranks``-th, so that each rank has examples of every task if it can."""
-        return self.ids[rank::num_ranks]
-
     def to_json(self) -> dict[str, object]:
         return {"sizes": list(self.sizes), "seed": self.seed, "ids": [list(pair) for pair in self.ids]}
 

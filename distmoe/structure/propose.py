@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from distmoe.errors import ConfigError
 from distmoe.structure.frontier import Frontier
 from distmoe.structure.plan import Ban, Merge, MergePlan, tasks_of
-from distmoe.structure.search import EXACT_UP_TO, find_clearest, find_partition
+from distmoe.structure.search import find_clearest, find_partition
 from distmoe.structure.similarity import Similarity
 from distmoe.tasks import TaskGrouping
 from distmoe.tasks.grouping import TaskGroup
@@ -79,7 +79,6 @@ def propose(
     *,
     threshold: float | None,
     bans: Collection[Ban] = (),
-    exact_up_to: int = EXACT_UP_TO,
 ) -> Proposal:
     """Applies the grouping rule to a frontier.
 
@@ -92,7 +91,6 @@ def propose(
         threshold: See :func:`distmoe.structure.search.find_partition`; None: see
             :func:`distmoe.structure.search.find_clearest`.
         bans: Merges that were tried and rejected.
-        exact_up_to: See :func:`distmoe.structure.search.find_partition`.
 
     Raises:
         ConfigError: If the threshold is outside (0, 1) or the matrix belongs to another frontier.
@@ -117,7 +115,7 @@ def propose(
         found = find_clearest(similarity, banned=banned)
         whole = None if banned(everyone) or found.accepted == (everyone,) else merge_of(everyone)
     else:
-        found = find_partition(similarity, threshold=threshold, banned=banned, exact_up_to=exact_up_to)
+        found = find_partition(similarity, threshold=threshold, banned=banned)
         whole = None
     accepted = sorted((merge_of(members), members) for members in found.accepted)
     return Proposal(
@@ -141,7 +139,7 @@ def plan_merges(
         grouping: The grouping in force.
         proposals: One per frontier; frontiers are disjoint, so their merges are.
         version: Structure changes so far.
-        loads: Tokens that each task has trained on, over all ranks.
+        loads: What each task weighs in a merge, see :class:`~distmoe.structure.plan.MergePlan`.
 
     Raises:
         ConfigError: If a load is missing or not positive.

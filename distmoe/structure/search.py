@@ -81,8 +81,8 @@ def find_clearest(similarity: Similarity, *, banned: Banned = lambda members: Fa
 
     Best is the largest point-biserial correlation between the similarity of two members and whether they are in one
     set (Milligan and Cooper 1985, among their rules for the number of clusters). It compares pairs inside sets with
-    pairs between sets, so it neither prefers nor can propose all members together or all alone. Of equal levels the
-    finer.
+    pairs between sets, so it cannot propose all members together. All alone stay those that nothing tells apart: equal
+    similarities, or three members of a relative similarity. Of equal levels the finer.
 
     Args:
         similarity: Of the members, for example :func:`distmoe.structure.transfer.affinity`.

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from distmoe.errors import DataError
 from distmoe.structure.cka import cka_matrix
-from distmoe.structure.moments import PairMoments
 
 UNIT = 1_000_000
 
@@ -67,11 +66,6 @@ class Similarity:
         upper = np.triu(np.rint(matrix * UNIT).astype(np.int64))
         whole = upper + np.triu(upper, 1).T
         return cls(tuple(tuple(int(value) for value in row) for row in whole))
-
-    @classmethod
-    def from_moments(cls, moments: PairMoments) -> Similarity:
-        """Unbiased linear CKA of every pair from streamed sums."""
-        return cls.from_values(moments.cka())
 
     @classmethod
     def from_features(cls, features_TND: Tensor) -> Similarity:

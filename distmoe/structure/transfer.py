@@ -8,7 +8,7 @@ computes (linear-probe transfer, as in Taskonomy, arXiv 1804.08328).
 An easy target is served well by all sources, and a source with few examples serves all targets badly. Neither says who
 belongs together, so both are taken out: an affinity is what is left of R^2 beyond a value per target and one per
 source. It is relative: positive means better than such two tasks do on average, and within any set of tasks the mean
-is 0.
+is 0. Of three tasks nothing is left: with six values and as many that are taken out, every affinity is 0.
 
 Shape letters: S source tasks, T target tasks (the same tasks), N examples, D feature width, C label columns.
 """
@@ -24,6 +24,7 @@ from distmoe.errors import DataError
 
 Floats = NDArray[np.float64]
 
+FEWEST_TASKS = 4  # whose affinities can differ
 MIN_EXAMPLES = 8  # per task: with fewer, what is left out of a fit is most of it
 # Relative to the features' mean eigenvalue. The best of them is taken for each pair alike.
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
@@ -84,7 +85,18 @@ def transfer_matrix(features_SND: Floats, task_ids_N: NDArray[np.int64], labels:
         features_SND: Features of all probe examples through each source's layers.
         task_ids_N: Target of each example, 0 .. T-1.
         labels: Per target, :func:`label_columns` of its examples, in their order.
+
+    Raises:
+        DataError: If a feature is not finite.
     """
+    broken = np.flatnonzero(~np.isfinite(features_SND).all(axis=(1, 2)))
+    if len(broken):
+        raise DataError(
+            "layers of tasks cannot be compared: they make numbers that are not finite",
+            got=f"infinite or undefined features from the layers of {len(broken)} of {len(features_SND)} tasks",
+            expected="finite numbers",
+            remedy="look for weights or activations that overflowed; lower optimizer.lr, or train in bf16 or fp32",
+        )
     places = [np.flatnonzero(task_ids_N == target) for target in range(len(labels))]
     return np.array([[readout_r2(features_ND[own], labels_NC) for own, labels_NC in zip(places, labels, strict=True)]
                      for features_ND in features_SND])  # fmt: skip

@@ -31,7 +31,7 @@ class Job:
     runs: Mapping[str, tuple[str, ...]]
 
 
-def order(study: Study, arms: Sequence[str], num_seeds: int) -> list[tuple[str, int]]:
+def order(study: Study, arms: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
     """Returns (arm, seed), seed by seed; an arm comes after the one whose compute it gets.
 
     Raises:
@@ -47,7 +47,7 @@ def order(study: Study, arms: Sequence[str], num_seeds: int) -> list[tuple[str, 
                 remedy=f"add {paying} to --arms",
             )
     by_dependency = sorted(arms, key=lambda name: study.arms[name].compute_of is not None)
-    return [(name, seed) for seed in range(num_seeds) for name in by_dependency]
+    return [(name, seed) for seed in seeds for name in by_dependency]
 
 
 def job_of(

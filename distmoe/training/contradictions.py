@@ -12,6 +12,8 @@ from distmoe.errors import ConfigError, ParallelError
 from distmoe.moe.config import MoEConfig
 from distmoe.parallel.megatron import megatron_tensor
 from distmoe.parallel.rank_grid import RankGrid
+from distmoe.structure.frontier import start
+from distmoe.structure.transfer import FEWEST_TASKS
 from distmoe.tasks import TaskGrouping, TaskSet
 from distmoe.training.config import RunConfig
 from distmoe.training.text_scores import require_scorers
@@ -165,6 +167,14 @@ def check_learning(config: RunConfig, tasks: TaskSet, grouping: TaskGrouping, *,
             got=f"{len(tasks)} task(s), structure.grouping={config.structure.grouping}",
             expected="two or more tasks that begin in task groups of their own",
             remedy="set structure.grouping=per_task and train two or more tasks, or set structure.learn=null",
+        )
+    members = start(grouping)[0].members
+    if learn.is_relative and learn.trial_steps == 0 and len(members) < FEWEST_TASKS:
+        raise ConfigError(
+            f"similarity {learn.similarity} says who is more alike than others, which takes {FEWEST_TASKS} task groups",
+            got=f"{len(members)} task groups, structure.learn.trial_steps=0: the merge of all is not tried either",
+            expected=f"{FEWEST_TASKS} task groups or more, a trial, or similarity=cka",
+            remedy="set structure.learn.trial_steps, or structure.learn.similarity=cka",
         )
     if zero_stage == 3:
         raise ConfigError(

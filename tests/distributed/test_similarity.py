@@ -1,52 +1,86 @@
-"""Structural statistics over ranks: the same plan on every rank of every world size."""
+"""A comparison of task groups gives the same similarities and the same plan on every rank of every world size."""
 
 from __future__ import annotations
 
-import torch
-import torch.distributed as dist
+from dataclasses import replace
 
-from distmoe.seed import generator
+import numpy as np
+import pytest
+import torch
+
+from distmoe.models.build import build_model
+from distmoe.models.comparison import Comparison, compared_features
+from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.models.shape import resolve_shape
+from distmoe.parallel.placement import PlacementMode, place
+from distmoe.parallel.process_groups import create, single_process
+from distmoe.structure.cka import cka_matrix
 from distmoe.structure.frontier import start
-from distmoe.structure.moments import PairMoments, ordered_sum
-from distmoe.structure.probe import select_probe
+from distmoe.structure.plan import MergePlan
 from distmoe.structure.propose import plan_merges, propose
 from distmoe.structure.similarity import Similarity
 from distmoe.tasks import TaskGrouping
+from distmoe.training.structural.probe import ProbeSet
+from distmoe.training.structural.similarity import Comparer
 from tests.distributed.harness import run_ranks
+from tests.unit.data.toy import encoded, tasks
+from tests.unit.models.samples import model_config, moe_config
 
-CLUSTERS = ((0, 3, 5), (1, 2, 4))
-
-
-def _features(num_examples: int, width: int = 8) -> torch.Tensor:
-    """Six tasks in two planted clusters, ``[T, N, D]`` float32."""
-    common = [torch.randn(num_examples, width, generator=generator(0, "cluster", c)) for c in range(2)]
-    own = [torch.randn(num_examples, width, generator=generator(0, "task", task)) for task in range(6)]
-    return torch.stack([common[0 if task in CLUSTERS[0] else 1] + 0.3 * own[task] for task in range(6)])
+NUM_TASKS, LAYERS = 5, (0, 1)
+GROUPING = TaskGrouping.one_per_task(NUM_TASKS, len(LAYERS))
+KINDS = ("cka", "transfer", "answers")
 
 
-def _gather(tensor: torch.Tensor) -> list[torch.Tensor]:
-    pieces = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(pieces, tensor)
-    return pieces
+def compared(rank: int, world: int, mode: PlacementMode) -> list[tuple[Similarity, MergePlan]]:
+    """What each similarity finds between five tasks with parts of their own, and what is proposed."""
+    placement = place(GROUPING, [1.0] * NUM_TASKS, num_ranks=world, ep_size=1, mode=mode)
+    groups = single_process(GROUPING) if world == 1 else create(placement)
+    model, probe = model_of(groups.hosting), probe_set()
+    comparer = Comparer(
+        model=model, grouping=GROUPING, placement=placement, routed_layers=LAYERS, tasks=tasks(NUM_TASKS), probe=probe,
+        rank=rank, device=torch.device("cpu"),
+    )  # fmt: skip
+    found, [frontier] = [], start(GROUPING)
+    for kind in KINDS:
+        similarity = comparer.compare(frontier, kind)
+        proposal = propose(frontier, similarity, threshold=0.5 if kind == "cka" else None)
+        found.append((similarity, plan_merges(GROUPING, [proposal], version=0, loads=[100, 200, 300, 400, 500])))
+    return found
 
 
-def _plan(rank: int) -> tuple[str, bytes, int]:
-    probe = select_probe([40] * 6, num_examples=202, seed=0)
-    position = {pair: index for index, pair in enumerate(probe.ids)}
-    features = _features(len(probe.ids))
-    mine = [position[pair] for pair in probe.shard(rank, dist.get_world_size())]
-    local = PairMoments.of(features[:, mine], features[:, :32].mean(dim=1))
-    moments = ordered_sum(local, _gather)
-    grouping = TaskGrouping.one_per_task(6, 2)
-    proposal = propose(start(grouping)[0], Similarity.from_moments(moments), threshold=0.8)
-    plan = plan_merges(grouping, [proposal], version=0, loads=[100, 200, 300, 400, 500, 600])
-    assert plan.after.layers[0] == CLUSTERS
-    return plan.sha256, moments.cka().numpy().tobytes(), moments.num_examples
+def model_of(hosting: tuple) -> MultiTaskEncoder:
+    config = model_config(moe_config("task", layers="all", experts_per_task_group=1))
+    shape = resolve_shape(config, 1000 * (NUM_TASKS + 1), 0)
+    model = build_model(
+        config, shape=shape, tasks=tasks(NUM_TASKS), grouping=GROUPING, hosting=hosting, seed=0, alike=False
+    )
+    assert isinstance(model, MultiTaskEncoder)
+    return model.eval()
 
 
-def test_one_two_and_four_ranks_make_the_same_plan_and_all_ranks_of_a_world_the_same_bits():
-    worlds = {size: run_ranks(_plan, size) for size in (1, 2, 4)}
-    assert {sha256 for answers in worlds.values() for sha256, _, _ in answers} == {worlds[1][0][0]}
-    for answers in worlds.values():
-        assert len({bits for _, bits, _ in answers}) == 1
-        assert {count for _, _, count in answers} == {202}
+def probe_set() -> ProbeSet:
+    """Three batches; tasks of different sizes, labels 0 and 1."""
+    data = encoded((60, 40, 50, 30, 60))
+    train = tuple(replace(own, labels_N=(np.arange(len(own)) % 2).astype(np.float32)) for own in data.train)
+    return ProbeSet(replace(data, train=train), num_examples=150, seed=0)
+
+
+def test_ranks_of_any_number_and_placement_find_what_one_process_finds() -> None:
+    [alone] = run_ranks(compared, 1, 1, "colocated")
+    assert len({plan.sha256 for _, plan in alone}) > 1, "all similarities propose the same"
+    for world, mode in ((2, "colocated"), (2, "partitioned"), (4, "partitioned")):
+        for answer in run_ranks(compared, world, world, mode):
+            assert [plan.sha256 for _, plan in answer] == [plan.sha256 for _, plan in alone]
+            assert [similarity for similarity, _ in answer] == [similarity for similarity, _ in alone]
+
+
+@torch.no_grad()
+def test_a_comparison_in_batches_is_the_gram_form_of_all_examples_at_once() -> None:
+    [(similarity, _), *_] = compared(0, 1, "colocated")
+    model, probe = model_of(single_process(GROUPING).hosting), probe_set()
+    assert probe.num_batches == 3
+    features = compared_features(model.encoder, Comparison(probe.window(0, len(probe)), 0, tuple(range(NUM_TASKS))))
+    expected = cka_matrix(features.double()).numpy()
+    np.testing.assert_allclose(similarity.values(), expected, atol=1.1e-6)
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(similarity.values(), np.eye(NUM_TASKS), atol=0.01)

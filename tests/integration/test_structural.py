@@ -24,6 +24,7 @@ TOOL = ROOT / "tools" / "learn_groups.py"
 NAMES = ("planted0_a", "planted0_low", "planted1_a", "planted1_low")
 LEARN = (
     "structure.grouping=per_task", "model.moe.experts_per_task_group=1", "schedule.num_steps=24",
+    "checkpoint.keep_last=20",
     "structure.learn={task_steps: 4, trial_steps: 3, similarity: cka, threshold: 0.6, probe_examples: 64, "
     "alignment_examples: 16, tolerance: 0.5}",
 )  # fmt: skip
@@ -83,6 +84,16 @@ def test_every_step_is_logged_once_although_trials_run_twice(whole: Path) -> Non
     steps = [line["step"] for line in metrics(whole / "run") if "loss" in line]
     assert steps == sorted(set(steps))
     assert steps[:4] == [2, 4, 6, 7]
+
+
+def test_the_best_score_is_one_whose_weights_can_be_loaded(whole: Path) -> None:
+    """Evaluations are due at steps 6 and 12, in trials, where nothing is saved."""
+    checkpoints = whole / "run" / "checkpoints"
+    best = {step: read_trainer_state(checkpoints / f"step_{step}")["progress"]["best"] for step in (4, 7, 11, 14)}
+    for border, behind in ((4, 7), (11, 14)):
+        assert best[border]["step"] == border
+        assert best[border]["score"] == read_manifest(checkpoints / f"step_{border}").score
+        assert best[behind]["score"] is None
 
 
 @pytest.mark.structural
@@ -253,7 +264,8 @@ def test_two_ranks_learn_the_same_tree_with_the_same_losses_as_one(tmp_path: Pat
 def test_learn_groups_proposes_a_recipe_section_from_a_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ended = train(tmp_path, "structure.learn=null", "schedule.num_steps=4", "schedule.warmup=0")
+    pair = f"structure.grouping=[[{NAMES[0]}, {NAMES[1]}], [{NAMES[2]}], [{NAMES[3]}]]"
+    ended = train(tmp_path, "structure.learn=null", pair, "schedule.num_steps=4", "schedule.warmup=0")
     assert ended.code == 0, ended.output
     main = runpy.run_path(str(TOOL))["main"]
     checkpoint, out = str(tmp_path / "run" / "checkpoints" / "step_4"), tmp_path / "groups"
@@ -262,10 +274,12 @@ def test_learn_groups_proposes_a_recipe_section_from_a_checkpoint(
     assert [sorted(name for own in layer for name in own) for layer in grouping] == [sorted(NAMES)] * 2
     assert {"dendrogram.png", "tree.png", "similarities.json"} <= {path.name for path in out.iterdir()}
     matrix = json.loads((out / "similarities.json").read_text())["layer_0"]
-    assert [matrix[task][task] for task in range(4)] == [1.0] * 4
+    assert [matrix[task][task] for task in range(3)] == [1.0] * 3
 
     capsys.readouterr()
-    assert main([checkpoint, "--examples", "64", "--tasks", *NAMES[:2]]) == 0
-    assert NAMES[2] not in capsys.readouterr().out
+    # The second task of a task group, without the first.
+    assert main([checkpoint, "--examples", "64", "--tasks", NAMES[1], NAMES[2], "--out", str(out)]) == 0
+    grouping = yaml.safe_load((out / "structure.yaml").read_text())["structure"]["grouping"]
+    assert [sorted(name for own in layer for name in own) for layer in grouping] == [sorted(NAMES[1:3])] * 2
     assert main([checkpoint, "--tasks", NAMES[0], "nothing"]) == 2
     assert "these tasks cannot be compared" in capsys.readouterr().err

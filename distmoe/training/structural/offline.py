@@ -43,7 +43,7 @@ class LayerFinding:
 
     Attributes:
         layer: Of the model.
-        members: The checkpoint's task groups there.
+        members: The checkpoint's task groups there, without tasks that were not asked for.
         similarity: Of the members; None where there is one.
         partition: What the grouping rule makes of them.
     """
@@ -124,11 +124,15 @@ def examine(
     found: list[LayerFinding] = []
     parents: tuple[TaskGroup, ...] = (wanted,)
     for index, layer in enumerate(routed_layers(config.model.moe, model.shape.num_layers)):
-        members = tuple(sorted(own for own in grouping.layers[index] if set(own) & set(wanted)))
+        members = tuple(sorted(filter(None, (_only(own, wanted) for own in grouping.layers[index]))))
         similarity = _similarity(model, layer, members, probe) if len(members) > 1 else None
         parents = _partition(index, members, similarity, parents, threshold)
         found.append(LayerFinding(layer, members, similarity, parents))
     return Finding(tasks, tuple(found), "CKA of the task groups' own layers on the same sequences", is_routed=True)
+
+
+def _only(task_group: TaskGroup, wanted: TaskGroup) -> TaskGroup:
+    return tuple(task for task in task_group if task in wanted)
 
 
 def _by_usage(

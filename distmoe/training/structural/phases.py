@@ -71,6 +71,8 @@ def _structural_phase(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[R
     step, seconds_per_step = run.state.step, run.state.train_seconds / max(run.state.step, 1)
     before = run.evaluate("validation")
     if structure.pending is None:
+        # The checkpoint below bears this score: who looks for the best must know it, too.
+        run.state.best.update(before.macro, step)
         proposals = _propose(workshop, run, structure)
         structure = structure.propose(_plan(workshop, structure, proposals))
         if structure.pending is not None and structure.pending.merges:
@@ -113,7 +115,7 @@ def _structural_phase(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[R
         run = workshop.rebuild(
             run, merges=kept, makings=makings, checkpoint=checkpoint, outlets=outlets, on_trial=False
         )
-    if kept.merges and learn.restart:
+    if kept.merges:
         # Scores of the trial belong to no checkpoint.
         run.state.best = BestScore(patience=workshop.config.run.early_stop)
     structure = structure.decide(kept, learn, step=run.state.step, num_steps=workshop.config.schedule.num_steps)
@@ -162,7 +164,7 @@ def _propose(workshop: Workshop, run: Run, structure: StructureState) -> tuple[P
             propose(
                 frontier,
                 comparer.compare(frontier, learn.similarity),
-                threshold=learn.threshold if learn.similarity == "cka" else None,
+                threshold=None if learn.is_relative else learn.threshold,
                 bans=structure.bans,
             )
             for frontier in structure.frontiers

@@ -31,6 +31,7 @@ def phase_record(
         "bans": [ban.to_json() for ban in structure.bans],
         "parameters": {"before": before, "after": after},
         "next_phase_at": structure.border,
+        "probe": structure.probe,
         "family_agreement": family_agreement([task.family for task in tasks], structure.grouping.layers[-1]),
     }
 

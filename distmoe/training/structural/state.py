@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,7 +81,7 @@ class StructureState:
     @classmethod
     def begin(cls, grouping: TaskGrouping, config: LearnConfig, *, num_steps: int, probe: str) -> StructureState:
         frontiers = start(grouping)
-        border = None if is_finished(frontiers) else _border(config, 0, num_steps, phase=0)
+        border = None if _is_finished(frontiers, (), config) else _border(config, 0, num_steps, phase=0)
         return cls(grouping=grouping, frontiers=frontiers, border=border, probe=probe)
 
     @property
@@ -104,7 +104,7 @@ class StructureState:
         )
         bans = tuple(sorted({*self.bans, *rejected}))
         frontiers = advance(kept.after, self.frontiers, kept.merges)
-        is_over = config.restart or is_finished(frontiers, bans)
+        is_over = config.restart or _is_finished(frontiers, bans, config)
         return replace(
             self,
             grouping=kept.after,
@@ -144,7 +144,13 @@ class StructureState:
         )
 
 
+def _is_finished(frontiers: Sequence[Frontier], bans: Collection[Ban], config: LearnConfig) -> bool:
+    return is_finished(frontiers, bans, relative=config.is_relative, with_whole=config.trial_steps > 0)
+
+
 def _border(config: LearnConfig, step: int, num_steps: int, *, phase: int) -> int | None:
-    """The end of the next task phase, if a trial and at least one more step fit behind it."""
+    """The end of the next task phase, if it is not too late and a trial and at least one more step fit behind it."""
     border = step + config.task_steps_of(phase)
+    if config.until is not None and border > config.until:
+        return None
     return border if border + config.trial_steps_behind < num_steps else None

@@ -75,6 +75,12 @@ from distmoe.recipes import resolve
             ["structure.learn.restart=true", "structure.learn.mean=least_squares"],
             r"nothing that was trained is joined[\s\S]*mean=least_squares",
         ),
+        (
+            "task_moe_learned",
+            ["structure.learn.alignment=0.2", "structure.learn.probe_split=train"],
+            r"told their grouping[\s\S]*restart=true, alignment=0\.2[\s\S]*alignment=0",
+        ),
+        ("mtsl", ["structure.learn.until=30"], r"over before the first[\s\S]*until=30, task_steps=40[\s\S]*until=40"),
         ("task_moe_learned", ["schedule.num_steps=200"], r"end after training[\s\S]*task_steps=400 \+ trial_steps=0"),
         (
             "task_moe_learned",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distmoe.seed import generator
-from distmoe.structure.moment_merging import AdamMoments, mean_moments, reset_moments, sum_moments
+from distmoe.structure.moment_merging import AdamMoments, mean_moments, sum_moments
 
 BETAS = (0.9, 0.999)
 SHAPE = (400,)
@@ -101,13 +101,6 @@ def test_the_paper_takes_means_of_both():
     other = AdamMoments(torch.tensor([3.0]), torch.tensor([2.0]))
     merged = mean_moments([one, other])
     assert (merged.mean.item(), merged.square.item()) == (2.0, 3.0)
-
-
-def test_fresh_weights_start_without_direction_but_with_the_scale_of_the_summed_gradient():
-    moments = [adam(own) for own in noisy(2, 10, 1.0)]
-    fresh = reset_moments(moments, step=10, betas=BETAS)
-    assert not fresh.mean.any()
-    assert torch.equal(fresh.square, sum_moments(moments, step=10, betas=BETAS).square)
 
 
 def test_before_the_first_step_there_is_nothing_to_merge():

@@ -41,15 +41,6 @@ def test_a_pool_with_shuffled_units_merges_to_exactly_the_original(gated: bool):
     assert not torch.equal(shuffled["w_in"], original["w_in"])
 
 
-def test_activations_are_compared_per_member_and_expert():
-    original = pool(False)
-    shuffled = permute_pool(original, SHUFFLES)
-    hidden = torch.randn(POOLED, 50, UNITS, generator=generator(0, "hidden"))
-    moved = [hidden[index][:, SHUFFLES[index]] for index in range(POOLED)]
-    permutations = align_pools([original, shuffled], [list(hidden), moved])
-    assert torch.equal(torch.gather(SHUFFLES, 1, permutations[1]), torch.arange(UNITS).expand(POOLED, -1))
-
-
 def test_moments_are_permuted_like_their_weights():
     """Equal members: both means double, and with one step's bias taken out v is the square of the summed gradient."""
     gradient = pool(False)

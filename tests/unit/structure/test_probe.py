@@ -60,13 +60,6 @@ def test_members_are_spread_over_the_data_and_not_the_first_ones():
     assert sum(examples) / 400 == pytest.approx(5000, abs=3 * 10_000 / 12**0.5 / 400**0.5)
 
 
-def test_shards_cover_the_probe_once():
-    probe = select_probe([9, 9], num_examples=11, seed=0)
-    shards = [probe.shard(rank, 4) for rank in range(4)]
-    assert sorted(pair for shard in shards for pair in shard) == list(probe.ids)
-    assert [len(shard) for shard in shards] == [3, 3, 3, 2]
-
-
 def test_a_probe_larger_than_the_data_is_refused():
     with pytest.raises(
         DataError, match=r"larger than the data\n +got: +21 .*\n +expected: at most 20.*\n +remedy: +lower"

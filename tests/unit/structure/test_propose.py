@@ -99,6 +99,14 @@ def test_learning_is_finished_when_every_pair_is_banned():
     assert is_finished([frontier], [Ban(0, (0, 1)), Ban(0, (0, 2)), Ban(0, (1, 2))])
 
 
+def test_three_members_that_a_relative_similarity_cannot_tell_apart_are_joined_at_once_or_never():
+    three, four = (Frontier(0, tuple((task,) for task in range(size))) for size in (3, 4))
+    assert not is_finished([three], relative=True)
+    assert is_finished([three], [Ban(0, (0, 1, 2))], relative=True)
+    assert is_finished([three], relative=True, with_whole=False)
+    assert not is_finished([four], [Ban(0, (0, 1, 2, 3))], relative=True, with_whole=False)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 7), st.integers(1, 3), st.randoms(use_true_random=False))
 def test_any_history_keeps_a_tree_that_only_grows_together_and_comes_to_an_end(num_tasks, num_layers, rng):

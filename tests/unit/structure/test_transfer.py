@@ -64,6 +64,18 @@ def test_planted_pairs_are_found_through_unequal_sources_and_targets() -> None:
     assert find_clearest(Similarity.from_values(found)).accepted == ((0, 2), (1, 3))
 
 
+def test_of_three_tasks_nothing_is_left() -> None:
+    assert np.allclose(transfer.affinity(RNG.normal(size=(3, 3))), 0.0, atol=1e-12)
+    assert np.abs(transfer.affinity(RNG.normal(size=(4, 4)))).max() > 0.01
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    features = np.ones((2, 8, 1))
+    features[1, 3] = np.inf
+    with pytest.raises(DataError, match=r"not finite[\s\S]*layers of 1 of 2 tasks"):
+        transfer.transfer_matrix(features, np.zeros(8, dtype=np.int64), [np.ones((8, 1))])
+
+
 def test_the_matrix_holds_every_source_and_target() -> None:
     """Two tasks of 10 examples: source 0 passes the first label on, source 1 the second."""
     first, second = RNG.normal(size=10), RNG.normal(size=10)

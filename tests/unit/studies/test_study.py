@@ -53,7 +53,7 @@ def test_a_letter_stands_for_its_variants_and_no_letter_for_all():
 
 
 def test_runs_come_seed_by_seed_and_an_arm_after_the_one_that_pays_for_it():
-    assert order(study(), ["K", "C", "D"], 2) == [("C", 0), ("D", 0), ("K", 0), ("C", 1), ("D", 1), ("K", 1)]
+    assert order(study(), ["K", "C", "D"], (4, 5)) == [("C", 4), ("D", 4), ("K", 4), ("C", 5), ("D", 5), ("K", 5)]
 
 
 def test_equal_compute_is_updates_for_all_forward_passes_of_the_other_arm():
@@ -85,7 +85,7 @@ def test_a_study_that_refers_to_nothing_is_refused(changes, got):
 
 def test_an_arm_without_the_one_that_pays_for_it_is_refused():
     with pytest.raises(ConfigError, match="gets the compute of arm D"):
-        order(study(), ["C", "K"], 1)
+        order(study(), ["C", "K"], [0])
 
 
 def test_an_unknown_arm_or_study_is_refused_with_those_that_exist(tmp_path):

@@ -108,5 +108,13 @@ def test_learning_that_cannot_work_is_refused(partition: list, zero_stage: int, 
     check_learning(config("structure.learn=null"), TASKS, grouping, zero_stage=zero_stage)
 
 
+def test_three_tasks_are_not_told_apart_by_a_relative_similarity() -> None:
+    grouping = TaskGrouping.one_per_task(3, 1)
+    with pytest.raises(ConfigError, match=r"takes 4 task groups[\s\S]*3 task groups[\s\S]*similarity=cka"):
+        check_learning(config("structure.learn={trial_steps: 0}"), TASKS, grouping, zero_stage=1)
+    for allowed in ("{}", "{trial_steps: 0, similarity: cka}"):
+        check_learning(config(f"structure.learn={allowed}"), TASKS, grouping, zero_stage=1)
+
+
 def test_a_dense_model_has_nothing_to_share() -> None:
     check_structure(config("model.moe=null"), TASKS, TaskGrouping(3, ()))

@@ -12,7 +12,7 @@ from distmoe.structure.similarity import Similarity
 from distmoe.tasks import TaskGrouping
 from distmoe.training.structural.state import Pending, StructureState
 
-LEARN = LearnConfig(task_steps=10, trial_steps=5)
+LEARN = LearnConfig(task_steps=10, trial_steps=5, similarity="cka")
 APART = TaskGrouping.one_per_task(3, 2)
 
 
@@ -36,6 +36,13 @@ def test_learning_begins_with_all_tasks_at_the_first_layer_and_ends_where_no_tri
     assert begin(num_steps=15).border is None
     shared = TaskGrouping.one_group(3, 2)
     assert StructureState.begin(shared, LEARN, num_steps=100, probe="abc").border is None
+
+
+def test_no_phase_begins_behind_the_step_that_was_named() -> None:
+    limited = LEARN.model_copy(update={"until": 25})
+    state, plan = proposed(Merge(0, ((0,), (2,))))
+    assert state.decide(plan, limited, step=15, num_steps=100).border == 25
+    assert state.decide(plan, limited, step=16, num_steps=100).border is None
 
 
 def test_a_kept_merge_moves_its_tasks_on_and_the_rest_waits() -> None:
