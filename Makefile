@@ -23,7 +23,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.torch_extensions
 # The launcher and ninja are looked up on PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-RUN := runs/demo
+RUN := runs/make_demo
 # The first test text of the demo's task planted0_b. Its label is class0.
 TEXT := stiklo febro stoma soste tise foklu rafli tovu susi digi grobi digi braku rose mego flego
 
@@ -47,7 +47,7 @@ install: $(VENV)/.installed  ## Make .venv and install distmoe
 venv: $(VENV)/.installed-dev  ## The same with the tools of developers
 
 demo: install  ## Learn task groups offline, train with them, export, predict with stock transformers
-	$(BIN)/deepspeed --num_gpus $(RANKS) distmoe/train.py --recipe task_moe_learned run.name=demo \
+	$(BIN)/deepspeed --num_gpus $(RANKS) distmoe/train.py --recipe task_moe_learned run.name=$(notdir $(RUN)) \
 		structure.learn.trial_steps=0 --resume never $(ARGS)
 	$(BIN)/python tools/convert_to_hf.py $$(ls -d $(RUN)/checkpoints/step_* | sort -V | tail -n 1) $(RUN)/export
 	$(BIN)/python tools/predict.py $(RUN)/export

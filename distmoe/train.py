@@ -35,12 +35,13 @@ class _Parser(argparse.ArgumentParser):
             "the command line cannot be read",
             got=message,
             expected=self.format_usage().removeprefix("usage: ").strip(),
-            remedy="python distmoe/train.py --help",
+            remedy=f"{self.prog} --help",
         )
 
 
-def parser() -> argparse.ArgumentParser:
-    result = _Parser(prog="train.py", description="Train one model on many tasks.", allow_abbrev=False)
+def parser(prog: str = "train.py", description: str = "Train one model on many tasks.") -> argparse.ArgumentParser:
+    """The command line of a run; tools that look at one before it starts take the same."""
+    result = _Parser(prog=prog, description=description, allow_abbrev=False)
     result.add_argument(
         "--recipe", default=None, help="name of a shipped recipe or path of a YAML file (default: demo)"
     )

@@ -98,6 +98,7 @@ def compare(checkpoint: Path, out: Path, *, num_examples: int, overrides: Sequen
             remedy="export the task with tools/convert_to_hf.py --task and compare what it generates",
         )
     tokenizer = find_tokenizer(checkpoint, stored.manifest.config)
+    out.mkdir(parents=True, exist_ok=True)
     exports, files, logits, labels = [], [], [], []
     for task, spec in enumerate(sources.tasks):
         check_target(out / spec.name)
@@ -194,10 +195,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="gets a folder per task")
     parser.add_argument("--examples", type=int, default=200, help="test texts per task (default: 200)")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="largest difference of a logit (default: 1e-5)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="in place of the run's values")
     arguments = parser.parse_intermixed_args(argv)
     try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
         rows = compare(
             arguments.checkpoint, arguments.out, num_examples=arguments.examples, overrides=arguments.overrides
         )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -31,16 +32,17 @@ def _number(value: float | None) -> str:
 
 
 def main() -> int:
-    if len(sys.argv) != 3:
-        print("usage: collect.py FOLDER_OF_RUNS PREFIX", file=sys.stderr)
-        return 2
-    lines = collect(Path(sys.argv[1]), sys.argv[2])
-    print("\n".join(lines))
+    parser = argparse.ArgumentParser(description="The results of several runs as a table.")
+    parser.add_argument("folder", type=Path, help="folder of the runs (run.output_dir)")
+    parser.add_argument("prefix", help="beginning of their names")
+    arguments = parser.parse_args()
+    lines = collect(arguments.folder, arguments.prefix)
     if len(lines) > 1:
+        print("\n".join(lines))
         return 0
     print(
         "error: no run has ended\n"
-        f"  got:      no {sys.argv[1]}/{sys.argv[2]}*/result.json\n"
+        f"  got:      no {arguments.folder}/{arguments.prefix}*/result.json\n"
         "  expected: at least one\n"
         "  remedy:   name the runs' folder (run.output_dir) and the beginning of their names",
         file=sys.stderr,

@@ -34,7 +34,7 @@ _TIMEOUT = 0.5  # minutes: who does not come within it will not come
 
 def main(argv: list[str] | None = None) -> int:
     try:
-        arguments = parser().parse_intermixed_args(argv)
+        arguments = parser("doctor.py", __doc__.splitlines()[0]).parse_intermixed_args(argv)
         config = resolve(arguments.recipe or DEFAULT_RECIPE, arguments.overrides)
         env = read_env()
         folder = Path(config.run.output_dir)

@@ -7,6 +7,7 @@ A test compares the file with :func:`document`, so a key cannot be added, change
 
 from __future__ import annotations
 
+import argparse
 from itertools import groupby
 from pathlib import Path
 
@@ -52,5 +53,6 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description="Write docs/configuration.md from the code.").parse_args()
     TARGET.write_text(document(), encoding="utf-8")
     print(f"wrote {TARGET}")

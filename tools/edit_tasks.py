@@ -32,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     change = parser.add_mutually_exclusive_group(required=True)
     change.add_argument("--add", type=Path, metavar="FOLDER", help="task folder with task.json")
     change.add_argument("--remove", metavar="NAME", help="name of a task")
-    parser.add_argument("--policy", choices=POLICIES, default="nearest", help="how the new task finds its route")
+    parser.add_argument(
+        "--policy", choices=POLICIES, default="nearest", help="how it finds its route (default: nearest)"
+    )
     parser.add_argument("--like", metavar="TASK", help="task whose task groups it joins (default: by description)")
     parser.add_argument("--name", help="name of the new task (default: the folder's)")
     parser.add_argument(
@@ -72,12 +74,20 @@ def _edit(arguments: argparse.Namespace) -> EditedRun:
     from distmoe.checkpoint.edit_tasks import add_task, remove_task
     from distmoe.config import apply_overrides
     from distmoe.data.sources import LocalSource
+    from distmoe.errors import DataError
     from distmoe.recipes.loader import load_recipe
 
     overlay = apply_overrides(load_recipe(arguments.recipe), arguments.overrides)
     if arguments.remove is not None:
         return remove_task(arguments.checkpoint, arguments.out, arguments.remove, overlay=overlay)
     folder = arguments.add.resolve()
+    if not (folder / "task.json").is_file():
+        raise DataError(
+            "the new task has no folder with task.json",
+            got=arguments.add,
+            expected="a folder with task.json and a training split, see docs/recipes.md",
+            remedy="correct --add",
+        )
     spec = replace(LocalSource(str(folder.parent)).spec(folder.name), name=arguments.name or folder.name)
     return add_task(
         arguments.checkpoint,

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Scores a checkpoint on one process, whatever number of ranks and placement wrote it.
 
-python tools/evaluate.py runs/demo/checkpoints/step_300 --split test
-python tools/evaluate.py runs/demo/checkpoints/step_300 data.eval_batch_size=256    # overrides of the run's config
-python tools/evaluate.py runs/demo/checkpoints/step_300 --compare runs/more/checkpoints/step_200    # one table
-python tools/evaluate.py runs/demo/checkpoints/step_300 --shifts data.shifts.noise=[0.1,0.2]    # changed test texts
+python tools/evaluate.py runs/demo/checkpoints/step_600 --split test
+python tools/evaluate.py runs/demo/checkpoints/step_600 data.eval_batch_size=256    # overrides of the run's config
+python tools/evaluate.py runs/demo/checkpoints/step_600 --compare runs/more/checkpoints/step_200    # one table
+python tools/evaluate.py runs/demo/checkpoints/step_600 --shifts data.shifts.noise=[0.1,0.2]    # changed test texts
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="CHECKPOINT",
         help="print a table with this checkpoint beside the first; may be given several times",
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="in place of the run's values")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.shifts and arguments.split == "validation":
         parser.error("--shifts are of the test split")

@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, help="folder step_N of a run")
     parser.add_argument("rest", nargs="+", metavar="TEXT | section.key=value", help="prompts, and overrides of the run")
     parser.add_argument("--task", required=True, help="whose experts and head continue the texts")
-    parser.add_argument("--max_new_tokens", type=int, default=64)
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="longest continuation (default: 64)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): the most probable token")
     parser.add_argument("--top_k", type=int, help="draw from so many most probable tokens only")
     parser.add_argument("--top_p", type=float, default=1.0, help="draw from tokens that have this probability together")

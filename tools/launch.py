@@ -38,24 +38,31 @@ _PORT = 29500  # of runs that several commands start: they cannot agree on a fre
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
+        usage="launch.py [options] local|hosts|slurm [arguments of train.py: --recipe R section.key=value ...]",
         description="Check, print, run and restart a training.", allow_abbrev=False,
         epilog="Everything else goes to distmoe/train.py.",
     )  # fmt: skip
     result.add_argument("place", choices=("local", "hosts", "slurm"))
-    result.add_argument("--ranks", type=int, default=1, help="local: processes, one per GPU")
-    result.add_argument("--hostfile", type=Path, default=Path("hostfile"), help="hosts: lines of NAME slots=RANKS")
+    result.add_argument("--ranks", type=int, default=1, help="local: processes, one per GPU (default: 1)")
+    result.add_argument(
+        "--hostfile", type=Path, default=Path("hostfile"),
+        help="hosts: file with lines of NAME slots=RANKS (default: hostfile)",
+    )  # fmt: skip
     result.add_argument("--master_addr", help="hosts: address where the ranks meet; default the first host's name")
     result.add_argument("--no_ssh", action="store_true", help="hosts: this command is started on every host")
     result.add_argument("--node_rank", type=int, default=0, help="with --no_ssh: line of this host, from 0")
-    result.add_argument("--ssh_port", type=int)
-    result.add_argument("--nodes", type=int, default=1, help="slurm")
-    result.add_argument("--gpus_per_node", type=int, default=8, help="slurm: also the ranks of a node")
+    result.add_argument("--ssh_port", type=int, help="hosts: default that of ssh")
+    result.add_argument("--nodes", type=int, default=1, help="slurm: machines (default: 1)")
+    result.add_argument("--gpus_per_node", type=int, default=8, help="slurm: also the ranks of a node (default: 8)")
     result.add_argument("--sbatch", default="", metavar="OPTIONS", help="slurm: further options, in one string")
     result.add_argument("--master_port", type=int, help="default: a free one; with --no_ssh 29500")
     result.add_argument(
-        "--restarts", type=int, default=3, help="failures in a row without a new checkpoint that are tried again"
+        "--restarts", type=int, default=3,
+        help="failures in a row without a new checkpoint that are tried again (default: 3)",
+    )  # fmt: skip
+    result.add_argument(
+        "--pause", type=float, default=10.0, help="seconds before a restart, doubled each time (default: 10)"
     )
-    result.add_argument("--pause", type=float, default=10.0, help="seconds before a restart; doubled each time")
     result.add_argument("--fewer", action="store_true", help="hosts: restart on those that still answer")
     result.add_argument("--doctor", action="store_true", help="let the ranks measure the links first (tools/doctor.py)")
     result.add_argument("--dry_run", action="store_true", help="check and print only")

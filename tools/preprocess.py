@@ -22,7 +22,7 @@ from distmoe.training.run_data import encode, open_sources
 
 def main(argv: list[str] | None = None) -> int:
     try:
-        arguments = parser().parse_intermixed_args(argv)
+        arguments = parser("preprocess.py", __doc__.splitlines()[0]).parse_intermixed_args(argv)
         config = resolve(arguments.recipe or DEFAULT_RECIPE, arguments.overrides)
         log.configure()
         sources = open_sources(config)

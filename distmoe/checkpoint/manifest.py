@@ -89,7 +89,7 @@ def read_manifest(folder: Path) -> Manifest:
             "this folder is not a complete checkpoint",
             got=f"no {path}",
             expected="a folder step_N with a manifest",
-            remedy="name a checkpoint folder, or use --resume auto",
+            remedy="name a folder runs/NAME/checkpoints/step_N",
         )
     try:
         values = json.loads(path.read_text())

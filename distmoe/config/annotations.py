@@ -59,6 +59,8 @@ def _one(annotation: Any, plural: int) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return (" or " if plural else " | ").join(str(choice) for choice in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_one(member, plural) for member in arguments)
     if origin is list:
         return f"{'lists' if plural else 'list'} of {_one(arguments[0], 1)}"
     if origin is dict:

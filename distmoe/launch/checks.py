@@ -117,9 +117,12 @@ def _ask_slurm(test: Command | None) -> None:
         return
     done = subprocess.run(test.words, text=True, capture_output=True, timeout=30)
     if done.returncode:
+        unreachable = "contact" in done.stderr or "configuration source" in done.stderr
         raise ParallelError(
             "Slurm would not accept the job",
             got=" ".join(done.stderr.split()) or f"code {done.returncode}",
             expected=f"that it accepts {test}",
-            remedy="change --nodes, --gpus_per_node or --sbatch; see sinfo for what the cluster has",
+            remedy="call it where Slurm's controller can be reached: on a login node of the cluster"
+            if unreachable
+            else "change --nodes, --gpus_per_node or --sbatch; see sinfo for what the cluster has",
         )

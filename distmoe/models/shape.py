@@ -196,7 +196,7 @@ def read_hf_config(folder: Path) -> dict[str, Any]:
             "the pretrained model has no config.json" if folder.is_dir() else "there is no pretrained folder",
             got=path if folder.is_dir() else folder,
             expected="a Hugging Face folder with config.json, model.safetensors and tokenizer files",
-            remedy="set model.pretrained to a downloaded folder (not to a model's name on the hub)",
+            remedy="name a downloaded folder, not a model's name on the hub (of a run: model.pretrained)",
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -29,7 +29,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
             "no such tokenizer folder",
             got=folder,
             expected="a folder saved by save_pretrained, or a .model file of SentencePiece",
-            remedy="correct data.tokenizer or model.pretrained",
+            remedy="correct the path (of a run: data.tokenizer or model.pretrained)",
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)

@@ -138,11 +138,11 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str
 def _refuse_other_config(saved: Mapping[str, Any], config: RunConfig, path: Path) -> None:
     rows = differences(_completed(saved), config.model_dump(mode="json"))
     if rows:
-        shown = rows[:6] + ([("...", f"{len(rows) - 6} more", "")] if len(rows) > 6 else [])
+        shown, more = rows[:6], f", and {len(rows) - 6} more" if len(rows) > 6 else ""
         raise ConfigError(
             f"the run folder {path} holds a run with another configuration",
-            got=", ".join(f"{key}={new}" for key, _, new in shown),
-            expected=", ".join(f"{key}={old}" for key, old, _ in shown),
+            got=", ".join(f"{key}={new}" for key, _, new in shown) + more,
+            expected=", ".join(f"{key}={old}" for key, old, _ in shown) + more,
             remedy="name a new run (run.name=...), or start over with --resume never, which moves the old folder aside",
         )
 

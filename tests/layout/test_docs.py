@@ -47,7 +47,7 @@ def test_the_text_that_make_demo_predicts_is_a_test_text_of_the_suite():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     text = re.search(r"^TEXT := (.*)$", makefile, flags=re.MULTILINE)[1]
     task, label = re.search(r"demo's task (\w+)\. Its label is class(\d)", makefile).groups()
-    recipe = re.search(r"train\.py --recipe (\w+) run\.name=demo", makefile)[1]
+    recipe = re.search(r"train\.py --recipe (\w+) run\.name=", makefile)[1]
     example = SuiteSource(resolve(recipe, []).tasks.suite).examples(task, "test")[0]
     assert (example.text, example.label) == (text, int(label))
     assert f"--task {task} " in makefile

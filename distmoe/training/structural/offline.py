@@ -96,6 +96,13 @@ def examine(
         DistmoeError: If a task is unknown, data is missing, or there is nothing to compare.
     """
     check_threshold(threshold)
+    if not source.is_dir():
+        raise ConfigError(
+            "there is no such folder",
+            got=source,
+            expected="a folder runs/NAME/checkpoints/step_N, or a Hugging Face folder of a BERT or RoBERTa",
+            remedy="correct the path",
+        )
     if is_hf_folder(source):
         config = config_of_folder(source, data, names, num_examples=num_examples)
         return _by_usage(pretrained_model(config), config, names, threshold=threshold, num_examples=num_examples)

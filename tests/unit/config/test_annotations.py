@@ -20,6 +20,7 @@ from distmoe.config.annotations import accepts_none, alternatives, readable
         (dict[str, list[int]] | None, "mapping of text to list of integers | null"),
         (dict[Literal["train", "test"], str], "mapping of train | test to text"),
         (list[Literal["a", "b"]], "list of a or b"),
+        (dict[str, Literal["error"] | float], "mapping of text to error or number"),
     ],
 )
 def test_readable(annotation, words):
