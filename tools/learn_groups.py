@@ -25,9 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("source", type=Path, help="folder runs/NAME/checkpoints/step_N, or a Hugging Face folder")
     parser.add_argument("--data", type=Path, help="folder of task folders; for a Hugging Face folder")
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="look at these tasks only")
-    parser.add_argument(
-        "--threshold", type=float, default=0.8, help="join tasks above this similarity (default: 0.8)"
-    )
+    parser.add_argument("--threshold", type=float, default=0.8, help="join tasks above this similarity (default: 0.8)")
     parser.add_argument("--examples", type=int, default=1024, help="training examples to compare on (default: 1024)")
     parser.add_argument("--out", type=Path, help="folder for pictures, similarities and the recipe section")
     arguments = parser.parse_args(argv)

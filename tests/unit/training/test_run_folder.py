@@ -67,10 +67,9 @@ def test_another_configuration_is_refused_with_both_values_and_nothing_is_lost(t
     with pytest.raises(ConfigError, match=r"(?s)another configuration.*max_length=32.*max_length=128.*--resume never"):
         open_run(config(tmp_path, "data.max_length=32"), resume="auto", latest=newest)
     assert sorted(file.name for file in path.iterdir()) == before
-    many = [f"model.{key}={value}" for key, value in {
-        "hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64, "max_positions": 32, "dropout": 0.2,
-        "attention_dropout": 0.2, "init_std": 0.5,
-    }.items()]  # fmt: skip
+    sizes = ("hidden_size=32", "num_layers=2", "num_heads=2", "intermediate_size=64", "max_positions=32")
+    rates = ("dropout=0.2", "attention_dropout=0.2", "init_std=0.5")
+    many = [f"model.{change}" for change in (*sizes, *rates)]
     with pytest.raises(ConfigError) as caught:
         open_run(config(tmp_path, *many), resume="auto", latest=newest)
     assert str(caught.value.got).endswith(", and 2 more")
