@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -145,13 +146,8 @@ def choices(workload: Workload, cluster: Cluster, precision: str) -> Iterator[Ch
 
 def block_sizes(workload: Workload, num_ranks: int) -> list[int]:
     """Divisors of the ranks that also divide the experts of every task group."""
-    per_task_group = [workload.experts_per_task_group(layer) for layer in range(workload.grouping.num_layers)]
-    largest = min([num_ranks, *per_task_group]) if per_task_group else 1
-    return [
-        size
-        for size in range(1, largest + 1)
-        if num_ranks % size == 0 and all(count % size == 0 for count in per_task_group)
-    ]
+    largest = math.gcd(num_ranks, *(size for sizes in workload.pool_sizes for size in sizes))
+    return [size for size in range(1, largest + 1) if largest % size == 0] if workload.pool_sizes else [1]
 
 
 def rank_choices(workload: Workload, cluster: Cluster, precision: str) -> tuple[list[Forecast], dict[Choice, str]]:

@@ -46,8 +46,8 @@ def experts_on(workload: Workload, placement: Placement, rank: int) -> list[tupl
     found = []
     for layer in range(len(placement.layers)):
         span = placement.span_of(layer, rank)
-        held = len(span.task_groups) * workload.experts_per_task_group(layer) // placement.ep_size
-        found.append((held, len(span.blocks)))
+        held = sum(workload.pools(layer, span.task_groups))
+        found.append((held // placement.ep_size, len(span.blocks)))
     return found
 
 
@@ -55,6 +55,15 @@ def parameters_on(workload: Workload, placement: Placement, rank: int) -> int:
     """Parameters of a rank before ZeRO cuts anything; ``rank`` is a data rank, its tensor ranks hold equally many."""
     held = sum(count for count, _ in experts_on(workload, placement, rank))
     return workload.own_replicated + held * workload.expert
+
+
+def owned_on(workload: Workload, placement: Placement, rank: int, *, stage: int) -> float:
+    """Parameters that the rank's optimizer updates: with ZeRO its part of what all data ranks, or copies, share."""
+    if stage == 0:
+        return parameters_on(workload, placement, rank)
+    return workload.own_replicated / placement.num_ranks + sum(
+        count * workload.expert / copies for count, copies in experts_on(workload, placement, rank)
+    )
 
 
 def memory_on(
@@ -85,13 +94,8 @@ def memory_on(
         device_type: cuda or cpu; see :func:`activation_bytes`.
     """
     element = 4 if precision == "fp32" else 2
-    ranks = placement.num_ranks
     held = parameters_on(workload, placement, rank)
-    # What of it this rank's optimizer owns: replicated parameters cut over all data ranks, experts over their copies.
-    cut = workload.own_replicated / ranks + sum(
-        count * workload.expert / copies for count, copies in experts_on(workload, placement, rank)
-    )
-    owned = held if stage == 0 else cut
+    owned = owned_on(workload, placement, rank, stage=stage)
     activations = activation_bytes(workload, micro_batch=micro_batch, element=element, device_type=device_type)
     weights, gradients, buffers = float(held * element), float(held * element), 0.0
     bf16_optimizer = stage == 1 and precision == "bf16" and fp32_accumulation
@@ -99,7 +103,7 @@ def memory_on(
         gradients += held * 4  # DeepSpeed's BF16_Optimizer keeps every gradient in fp32 beside the model's own
     elif stage in (1, 2):
         # A gradient moves into the reduction bucket as soon as it exists; kept is the fp32 mean of the rank's own part.
-        shard, number = cut * 4, 4 if precision == "fp32" or stage == 1 else 2
+        shard, number = owned * 4, 4 if precision == "fp32" or stage == 1 else 2
         gradients = shard if accumulation > 1 else max(0.0, shard - activations)
         gradients += 0 if stage == 1 else element * largest_layer_on(workload, placement, rank)
         buffers = bucket * number
@@ -108,9 +112,9 @@ def memory_on(
             buffers = max(buffers, min(bucket, held) * number + shard - activations - gradients)
     elif stage == 3:
         live = 2 * largest_layer_on(workload, placement, rank)  # the layer at work and the one fetched ahead
-        weights, gradients = cut * element, cut * 4
+        weights, gradients = owned * element, owned * 4
         buffers = (live + min(bucket, held)) * element
-    master = 0.0 if stage == 0 else 4 * cut
+    master = 0.0 if stage == 0 else 4 * owned
     return Memory(
         weights=weights,
         gradients=gradients,

@@ -28,6 +28,12 @@ def config(*more: str) -> RunConfig:
     return resolve("demo", [*TINY, *more])
 
 
+# Pools of 2 and 6 experts: task groups of one task and of three.
+UNEVEN = (
+    "structure.grouping=[[planted0_a],[planted0_low,planted1_a,planted1_low]]", "model.moe.experts_per_task=2",
+)  # fmt: skip
+
+
 def workload(*more: str) -> Workload:
     """Two task groups of two tasks, equal weights, two routed layers, 8 experts of D 32 and F 64."""
     run = config(*more)

@@ -9,12 +9,13 @@ from distmoe.forecast.hardware import Accelerator, Cluster, accelerator
 from distmoe.forecast.workload import make_workload
 from distmoe.parallel.placement import place
 from distmoe.training.run_data import open_sources
-from tests.unit.forecast.samples import cluster, config, workload
+from tests.unit.forecast.samples import UNEVEN, cluster, config, workload
 
 
 def test_block_sizes_divide_ranks_and_experts_of_every_task_group():
     assert block_sizes(workload(), 8) == [1, 2, 4]  # 4 experts per task group
     assert block_sizes(workload(), 6) == [1, 2]
+    assert block_sizes(workload(*UNEVEN), 8) == [1, 2]  # 2 and 6
     assert block_sizes(workload("model.moe=null", "structure.grouping=one"), 8) == [1]
 
 

@@ -12,10 +12,14 @@ from distmoe.models.output import TokenOutput
 from distmoe.parallel.placement import place
 from distmoe.parallel.process_groups import single_process
 from distmoe.training.run_data import open_sources
-from tests.unit.forecast.samples import DECODER, config, workload
+from tests.unit.forecast.samples import DECODER, UNEVEN, config, workload
 from tests.unit.models.samples import make_batch
 
-DROPPED = ("model.dropout=0.1", "model.attention_dropout=0.1")
+DROPPED = (
+    ("model.dropout=0.1", "model.attention_dropout=0.1"),
+    ("model.dropout=0.1",),
+    ("model.attention_dropout=0.1",),
+)
 
 
 def measured(*more: str) -> tuple[int, int, int]:
@@ -52,7 +56,7 @@ def measured(*more: str) -> tuple[int, int, int]:
     return sum(parameter.nbytes for parameter in model.parameters()), sum(kept.values()), moments
 
 
-@pytest.mark.parametrize("more", [(), ("model.moe.top_k=2",), ("model.moe=null", "structure.grouping=one"), DROPPED])
+@pytest.mark.parametrize("more", [(), ("model.moe.top_k=2",), ("model.moe=null", "structure.grouping=one"), *DROPPED])
 def test_a_prediction_for_one_process_is_what_a_step_keeps(more):
     found = workload(*more)
     placement = place(found.grouping, found.weights, num_ranks=1, ep_size=1, mode="colocated")
@@ -86,6 +90,12 @@ def test_a_partitioned_rank_holds_its_share_of_its_own_task_groups():
     assert parameters_on(found, blocks, 3) == found.replicated + 4 * found.expert
     both = place(found.grouping, found.weights, num_ranks=4, ep_size=2, mode="colocated")
     assert experts_on(found, both, 3) == [(4, 2), (4, 2)]
+
+
+def test_a_rank_holds_its_part_of_pools_of_different_sizes():
+    found = workload(*UNEVEN)
+    blocks = place(found.grouping, found.weights, num_ranks=4, ep_size=2, mode="partitioned")
+    assert [experts_on(found, blocks, rank) for rank in (0, 2)] == [[(1, 1)] * 2, [(3, 1)] * 2]
 
 
 def test_zero_cuts_what_its_stage_says():
@@ -122,3 +132,12 @@ def test_recomputation_and_smaller_batches_keep_less():
     size = activation_bytes(plain, micro_batch=8, element=4)
     assert activation_bytes(plain, micro_batch=4, element=4) == size / 2
     assert activation_bytes(recomputed, micro_batch=8, element=4) < size
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_every_shared_expert_keeps_its_part_recomputed_or_not(recompute):
+    """2 layers, F 64, D 32: before and after the activation, and its output."""
+    more = (f"model.activation_checkpointing={recompute}",)
+    alone = activation_bytes(workload(*more), micro_batch=8, element=4)
+    both = activation_bytes(workload(*more, "model.moe.shared_expert=true"), micro_batch=8, element=4)
+    assert both - alone == 2 * (8 * 16) * (2 * 64 + 32) * 4

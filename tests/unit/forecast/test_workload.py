@@ -8,7 +8,7 @@ from distmoe.forecast.workload import make_workload
 from distmoe.models.build import build_model
 from distmoe.parallel.process_groups import single_process
 from distmoe.training.run_data import open_sources
-from tests.unit.forecast.samples import DECODER, config, workload
+from tests.unit.forecast.samples import DECODER, UNEVEN, config, workload
 
 
 def test_parameters_are_those_of_the_built_model():
@@ -56,8 +56,20 @@ def test_shapes_that_cannot_be_cut_are_not_forecast_either():
 
 def test_a_dense_model_has_no_experts():
     found = workload("model.moe=null", "structure.grouping=one")
-    assert (found.num_experts, found.expert, found.routed_layers) == (0, 0, ())
+    assert (found.pool_sizes, found.expert, found.routed_layers) == ((), 0, ())
     assert found.total == found.active == found.replicated
+
+
+def test_pools_may_differ_in_size():
+    """2 experts per task, in task groups of one task and of three."""
+    run = config(*UNEVEN)
+    found = make_workload(run, open_sources(run))
+    assert found.pool_sizes == ((2, 6), (2, 6))
+    model = build_model(
+        run.model, shape=found.shape, tasks=found.tasks, grouping=found.grouping,
+        hosting=single_process(found.grouping).hosting, seed=0,
+    )  # fmt: skip
+    assert found.total == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_mixture_weights_follow_the_sizes():
