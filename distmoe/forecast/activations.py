@@ -73,7 +73,7 @@ def activation_bytes(workload: Workload, *, micro_batch: int, element: int, devi
     dense = common + feed_forward
     to_experts = k * (kept.expert_hidden * workload.expert_width + 2 * width) * element
     sparse = common + to_experts
-    apart = 5 * sum(map(sum, workload.pool_sizes)) + routed * 3 * 8 * k  # in no checkpoint, of all routed layers
+    apart = 5.0 * sum(map(sum, workload.pool_sizes)) + routed * 3 * 8 * k  # in no checkpoint, of all routed layers
     if workload.shared_expert:
         apart += routed * (feed_forward + width * element)
     ends = (kept.ends * element + masks / 2) / share + kept.whole * element

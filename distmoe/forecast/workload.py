@@ -10,13 +10,14 @@ import torch
 
 from distmoe.data.sampling import mixture_weights
 from distmoe.errors import ConfigError
+from distmoe.forecast.checks import check_run
 from distmoe.models.build import MultiTaskModel, build_model
 from distmoe.models.decoder_shape import DecoderShape
 from distmoe.models.layer_plan import routed_layers
 from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.models.parameters import parameter_roles
 from distmoe.models.shape import ModelShape, resolve_shape
-from distmoe.models.tensor_parallel import check_tensor, cut_over_tensor_ranks
+from distmoe.models.tensor_parallel import cut_over_tensor_ranks
 from distmoe.moe.build import expert_width
 from distmoe.parallel.process_groups import single_process
 from distmoe.tasks import TaskGrouping, TaskSet
@@ -30,6 +31,7 @@ class Workload:
     """A run on paper.
 
     Attributes:
+        config: What was asked, for the checks that a run makes.
         tasks: Tasks of the run.
         shape: Of the encoder or decoder.
         grouping: Task groups per routed layer.
@@ -58,6 +60,7 @@ class Workload:
         sequence: Whether they also share the positions between the cut matrices.
     """
 
+    config: RunConfig
     tasks: TaskSet
     shape: ModelShape
     grouping: TaskGrouping
@@ -150,11 +153,18 @@ def make_workload(
             expected="model.moe.unit=ffn",
             remedy="forecast the model with model.moe.unit=ffn: its communication is an upper bound",
         )
+    if length is not None and length > config.data.max_length:
+        raise ConfigError(
+            "no example is longer than data.max_length",
+            got=f"--length {length}, data.max_length={config.data.max_length}",
+            expected=f"at most {config.data.max_length}",
+            remedy="lower --length, or raise data.max_length",
+        )
     shape = resolve_shape(config.model, sources.vocab_size, sources.pad_token_id)
     tensor, sequence = config.parallel.tensor, config.parallel.sequence
-    check_tensor(shape, tensor)
     routed = routed_layers(config.model.moe, shape.num_layers)
     grouping = resolve_grouping(config.structure, sources.tasks, len(routed))
+    check_run(config, tasks=sources.tasks, shape=shape, grouping=grouping, zero_stage=0)
     with torch.device("meta"):
         model = build_model(
             config.model,
@@ -173,6 +183,7 @@ def make_workload(
     count = len(sources.tasks)
     weights = mixture_weights(sizes or [1] * count, config.data.sampling, names=sources.tasks.names)
     return Workload(
+        config=config,
         tasks=sources.tasks,
         shape=shape,
         grouping=grouping,
@@ -196,7 +207,7 @@ def make_workload(
         attention_dropout=config.model.attention_dropout > 0,
         batch_size=config.data.batch_size,
         micro_batch_size=config.data.micro_batch_size,
-        length=min(length or config.data.max_length, shape.max_positions),
+        length=length or config.data.max_length,
         tensor=tensor,
         sequence=sequence,
     )

@@ -20,7 +20,8 @@ TINY = (
 DECODER = (
     "model.family=decoder",
     "tasks.source=text_suite", "tasks.text_suite.kind=generation", "tasks.text_suite.train_examples=8",
-    "tasks.text_suite.eval_examples=4", "model.max_positions=64", "structure.grouping=per_task",
+    "tasks.text_suite.eval_examples=4", "model.max_positions=64", "run.max_new_tokens=32",
+    "structure.grouping=per_task",
 )  # fmt: skip
 
 

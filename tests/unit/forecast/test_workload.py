@@ -54,6 +54,21 @@ def test_shapes_that_cannot_be_cut_are_not_forecast_either():
         workload("parallel.tensor=4")
 
 
+def test_what_a_run_refuses_is_not_forecast():
+    with pytest.raises(ConfigError, match=r"cannot be dealt[\s\S]*parallel.ep_size=8"):
+        workload("parallel.ep_size=8")
+    with pytest.raises(ConfigError, match=r"an answer may become longer[\s\S]*max_new_tokens=60"):
+        workload(*DECODER, "run.max_new_tokens=60")
+    with pytest.raises(ConfigError, match="structural learning has nothing to merge"):
+        workload("structure.grouping=one", "model.moe.experts_per_task_group=2", "structure.learn={}")
+    run = config()
+    sources, longer = open_sources(run), run.data.model_copy(update={"max_length": 1024})
+    with pytest.raises(ConfigError, match=r"position table[\s\S]*data.max_length=1024"):
+        make_workload(run.model_copy(update={"data": longer}), sources)
+    with pytest.raises(ConfigError, match=r"--length 17, data.max_length=16"):
+        make_workload(run, sources, length=17)
+
+
 def test_a_dense_model_has_no_experts():
     found = workload("model.moe=null", "structure.grouping=one")
     assert (found.pool_sizes, found.expert, found.routed_layers) == ((), 0, ())
