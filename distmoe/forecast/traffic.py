@@ -58,11 +58,12 @@ def distinct_ranks(ep_size: int, num_experts: int, top_k: int) -> float:
     Where E is no multiple of P, the first ranks hold one expert more.
     """
     held, longer = divmod(num_experts, ep_size)
-
-    def visited(experts: int) -> float:
-        return 1 - math.comb(num_experts - experts, top_k) / math.comb(num_experts, top_k)
-
-    return (ep_size - longer) * visited(held) + longer * visited(held + 1)
+    ranks_with = {held: ep_size - longer, held + 1: longer}
+    return sum(
+        ranks * (1 - math.comb(num_experts - experts, top_k) / math.comb(num_experts, top_k))
+        for experts, ranks in ranks_with.items()
+        if ranks
+    )
 
 
 def bytes_to_peer(

@@ -66,5 +66,6 @@ def test_distinct_ranks_are_the_published_values():
 def test_experts_that_ranks_cannot_share_equally_visit_ranks_too():
     """More ranks than experts: each choice is on a rank of its own. 3 experts on 2 ranks, 2 chosen: 1 of 3 pairs
     shares a rank."""
+    assert distinct_ranks(1, 4, 2) == 1
     assert distinct_ranks(16, 4, 2) == pytest.approx(2)
     assert distinct_ranks(2, 3, 2) == pytest.approx(5 / 3)
