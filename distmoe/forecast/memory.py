@@ -110,7 +110,7 @@ def memory_on(
         # A gradient moves into the reduction bucket as soon as it exists; kept is the fp32 mean of the rank's own part.
         # Offloaded, the mean is on the host, unless it is summed up in more bytes than weights have.
         shard = 0.0 if moved and (precision == "fp32" or not fp32_accumulation) else owned * 4
-        number = 4 if precision == "fp32" or stage == 1 else 2
+        number = 4 if stage == 1 and fp32_accumulation else element  # ZeRO-2's holds what arrives, in the model's type
         gradients = shard if accumulation > 1 else max(0.0, shard - activations)
         gradients += 0 if stage == 1 else element * largest_layer_on(workload, placement, rank)
         buffers = (2 if overlap_comm else 1) * bucket * number

@@ -112,6 +112,21 @@ def test_zero_cuts_what_its_stage_says():
     assert on(0, 0).master == 0
 
 
+def test_a_reduction_bucket_has_the_type_that_micro_batches_are_added_up_in():
+    """ZeRO-1; ZeRO-2 and 3 reduce in the model's own."""
+    found = workload()
+    placement = place(found.grouping, found.weights, num_ranks=4, ep_size=2, mode="colocated")
+
+    def buffers(stage: int, **options: bool) -> float:
+        return memory_on(
+            found, placement, 0, stage=stage, precision="bf16", micro_batch=8, bucket=10**9, **options
+        ).buffers
+
+    assert buffers(1, offload=True) == 4e9
+    assert buffers(1, fp32_accumulation=False) == buffers(2) == 2e9
+    assert 2e9 < buffers(3) < 2.001e9
+
+
 def test_gradients_of_one_micro_batch_take_the_place_of_its_activations():
     found = workload()
     placement = place(found.grouping, found.weights, num_ranks=2, ep_size=1, mode="colocated")
