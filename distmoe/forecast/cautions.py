@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from distmoe.forecast.arrangement import Forecast, choices, forecast
-from distmoe.forecast.choice import Choice
+from distmoe.forecast.arrangement import Forecast, rank_choices
 from distmoe.forecast.hardware import GIB, Cluster
 from distmoe.forecast.workload import Workload
 from distmoe.parallel.placement import Placement
@@ -38,22 +37,18 @@ def weight_bound_rows(cluster: Cluster, precision: str) -> float:
 def instead_of_stage3(workload: Workload, cluster: Cluster, found: Forecast) -> Forecast | None:
     """What fits without gathering weights, nearest to the arrangement found; None: nothing with ZeRO-1 or 2 does.
 
-    ZeRO-2 cuts all but the weights, and a larger block cuts experts without ever gathering them. Tried are all
-    :func:`~distmoe.forecast.arrangement.choices`, those with another placement, smaller blocks or accumulation in low
-    precision last.
+    ZeRO-2 cuts all but the weights, and a larger block cuts experts without ever gathering them. Another placement,
+    accumulation in low precision and smaller blocks come last.
     """
     wanted = found.choice
 
-    def distance(choice: Choice) -> tuple[bool, bool, bool, int, int]:
+    def distance(other: Forecast) -> tuple[bool, bool, bool, int, int]:
+        choice = other.choice
         farther = choice.mode != wanted.mode, not choice.fp32_accumulation, choice.ep_size < wanted.ep_size
         return *farther, choice.ep_size, -choice.stage
 
-    for choice in sorted(choices(workload, cluster, wanted), key=distance):
-        if choice.stage in (1, 2):
-            other = forecast(workload, cluster, choice)
-            if other.fits and other.refused is None:
-                return other
-    return None
+    feasible, _ = rank_choices(workload, cluster, wanted)
+    return min((one for one in feasible if one.choice.stage in (1, 2)), key=distance, default=None)
 
 
 def cautions(workload: Workload, cluster: Cluster, found: Forecast) -> list[str]:
