@@ -13,15 +13,14 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from distmoe.engine import ds_config
 from distmoe.errors import DistmoeError
-from distmoe.forecast import text
-from distmoe.forecast.arrangement import Choice, Forecast, forecast, rank_choices
-from distmoe.forecast.cautions import cautions
+from distmoe.forecast import plain, text
+from distmoe.forecast.arrangement import forecast, memory_of_stages, rank_choices
+from distmoe.forecast.choice import Choice
 from distmoe.forecast.hardware import ACCELERATORS, Cluster, accelerator
 from distmoe.forecast.simulate import simulate
 from distmoe.forecast.workload import Workload, make_workload
@@ -69,25 +68,21 @@ def run(arguments: argparse.Namespace) -> int:
     sources = open_sources(config)
     sizes = None if arguments.weights == "equal" else train_sizes(sources, config)
     workload = make_workload(config, sources, sizes=sizes, length=arguments.length)
-    choice = choice_of(config, arguments, *workload.micro_batches(cluster.num_ranks), num_ranks=cluster.num_ranks)
+    choice = choice_of(config, arguments, workload, cluster)
     precision = choice.precision
     if arguments.simulate:
         return run_simulation(arguments, workload, cluster, precision)
     found = forecast(workload, cluster, choice)
-    feasible, refused = rank_choices(workload, cluster, precision)
+    feasible, refused = rank_choices(workload, cluster, choice)
     if arguments.json:
-        print(json.dumps(to_json(workload, cluster, found, feasible[: arguments.top])))
+        best = feasible[: arguments.top]
+        values = plain.plan(workload, cluster, found, best=best, feasible=len(feasible), refused=len(refused))
+        print(json.dumps(values))
         return 0
     lines = [
         *text.heading(workload, cluster, precision),
         *text.placement_table(workload, cluster, found.placement),
-        *text.memory_table(
-            workload,
-            found.placement,
-            precision=precision,
-            micro_batch=found.micro_batch,
-            accumulation=found.accumulation,
-        ),
+        *text.memory_table(memory_of_stages(workload, cluster, found)),
         *text.traffic_table(workload, cluster, found),
         *text.tensor_lines(workload, found),
         *text.time_lines(found),
@@ -98,27 +93,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def choice_of(
-    config: RunConfig, arguments: argparse.Namespace, micro_batch: int, accumulation: int, *, num_ranks: int
-) -> Choice:
+def choice_of(config: RunConfig, arguments: argparse.Namespace, workload: Workload, cluster: Cluster) -> Choice:
     """What the recipe and its DeepSpeed file say, unless the command line says otherwise."""
+    micro_batch, accumulation = workload.micro_batches(cluster.num_ranks)
     settings = ds_config.resolve(
         config.parallel.deepspeed,
         optimizer=config.optimizer,
         micro_batch_size=micro_batch,
         accumulation_steps=accumulation,
-        num_ranks=num_ranks,
-        device_type="cpu" if arguments.gpu == "cpu" else "cuda",
+        num_ranks=cluster.num_ranks,
+        device_type=cluster.accelerator.device_type,
     )
-    precision = arguments.precision or settings.precision
-    same = precision == settings.precision and arguments.zero in (None, settings.stage)
-    return Choice(
-        config.parallel.placement,
-        config.parallel.ep_size,
-        settings.stage if arguments.zero is None else arguments.zero,
-        precision,
-        fp32_accumulation=settings.accumulation_dtype == "fp32" if same else precision != "fp16",
-    )
+    return Choice.of(config.parallel, settings, stage=arguments.zero, precision=arguments.precision)
 
 
 def train_sizes(sources: Sources, config: RunConfig) -> list[int]:
@@ -150,34 +136,6 @@ def run_simulation(arguments: argparse.Namespace, workload: Workload, cluster: C
     pictures = draw_simulation(points, arguments.out)
     print(f"picture: {pictures[0]}", file=sys.stderr)
     return 0
-
-
-def to_json(workload: Workload, cluster: Cluster, found: Forecast, best: list[Forecast]) -> dict[str, Any]:
-    """Everything of the text, as plain values."""
-
-    def one(each: Forecast) -> dict[str, Any]:
-        return {
-            **asdict(each.choice),
-            "micro_batch": each.micro_batch,
-            "accumulation": each.accumulation,
-            "memory_bytes": asdict(each.memory) | {"total": each.memory.total},
-            "traffic": asdict(each.traffic),
-            "tensor_traffic": asdict(each.tensor_traffic),
-            "seconds": asdict(each.time) | {"predicted": each.time.predicted},
-            "fits": each.fits,
-            "refused": each.refused,
-            "ranks_of_tasks": [
-                {"ranks": [host.ranks[0], host.ranks[-1]], "tasks": [workload.tasks[task].name for task in host.tasks]}
-                for host in each.placement.host_classes
-            ],
-        }
-
-    return {
-        "parameters": {"total": workload.total, "active": workload.active},
-        "plan": one(found),
-        "warnings": cautions(workload, cluster, found),
-        "best": [one(each) for each in best],
-    }
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 # Shipped files; users pass one by name or a file of their own by path.
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
 
+REDUCE_BUCKET = 500_000_000  # DeepSpeed's default of zero_optimization.reduce_bucket_size, in elements
+
 # (dotted key, values that are fine, why others are refused, remedy)
 _REFUSED: tuple[tuple[str, tuple[Any, ...], str, str], ...] = (
     (
@@ -121,6 +123,11 @@ class DeepSpeedSettings:
     offload: bool
     overlap_comm: bool
     accumulation_steps: int
+
+    @property
+    def reduce_bucket_size(self) -> int:
+        """Elements of a reduction bucket; DeepSpeed's own default where the file says nothing."""
+        return int(self.values["zero_optimization"].get("reduce_bucket_size", REDUCE_BUCKET))
 
 
 def resolve(

@@ -6,7 +6,7 @@ Everything else is refused before anything is built, with the reason and the rem
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from distmoe.engine.ds_config import DeepSpeedSettings
 from distmoe.errors import ConfigError
@@ -207,18 +207,26 @@ TABLE: tuple[Row, ...] = (
 
 
 def combination(
-    settings: DeepSpeedSettings, *, placement: Placement | None, num_ranks: int, routed: bool, tensor: int = 1
+    settings: DeepSpeedSettings,
+    *,
+    placement: Placement | None,
+    num_ranks: int,
+    routed: bool,
+    tensor: int = 1,
+    spans_may_change: bool = False,
 ) -> Combination:
-    """Describes a run; ``placement`` may be None for a dense model."""
+    """Describes a run; arguments as of :func:`check`."""
     layers = placement.layers if placement is not None and routed else ()
+    partitioned = any(len(spans) > 1 for spans in layers)
+    unsure = partitioned and spans_may_change
     return Combination(
         stage=settings.stage,
         precision=settings.precision,
         routed=routed,
         num_ranks=num_ranks,
-        partitioned=any(len(spans) > 1 for spans in layers),
-        uniform=all(len({len(span.blocks) for span in spans}) == 1 for spans in layers),
-        symmetric=all(len({len(span.task_groups) for span in spans}) == 1 for spans in layers),
+        partitioned=partitioned,
+        uniform=not unsure and all(len({len(span.blocks) for span in spans}) == 1 for spans in layers),
+        symmetric=not unsure and all(len({len(span.task_groups) for span in spans}) == 1 for spans in layers),
         fp32_accumulation=settings.accumulation_dtype == "fp32",
         accumulates=settings.accumulation_steps > 1,
         overlap_comm=settings.overlap_comm,
@@ -254,9 +262,14 @@ def check(
     Raises:
         ConfigError: With the row's reason and remedy.
     """
-    case = combination(settings, placement=placement, num_ranks=num_ranks, routed=routed, tensor=tensor)
-    if spans_may_change and case.partitioned:
-        case = replace(case, uniform=False, symmetric=False)
+    case = combination(
+        settings,
+        placement=placement,
+        num_ranks=num_ranks,
+        routed=routed,
+        tensor=tensor,
+        spans_may_change=spans_may_change,
+    )
     row = lookup(case)
     if not row.supported:
         given = [] if row.stages is not None else [f"ZeRO-{case.stage}", case.precision]

@@ -50,36 +50,37 @@ def activation_bytes(workload: Workload, *, micro_batch: int, element: int, devi
     and attention's output and 2 h d for keys and values, twice H d and h d again where these are normalised, and 4 F:
     gate and factor, activated gate, and product. Its experts are two F_e wide before the activation.
 
-    Dropout keeps one byte per number, twice. With recomputation a layer keeps its input and what the all-to-all
-    brought, and one layer at a time is whole.
+    Dropout keeps one byte per number, twice. With recomputation a layer keeps its input, what the all-to-all brought,
+    and what its gate and its shared expert keep; one layer at a time is whole.
 
     Of T tensor ranks each keeps its heads and hidden units of attention and dense parts; with slices also a T-th of all
     else but routed parts and the last states. Without them the norms' outputs are kept whole as inputs of the matrices.
 
-    On a CPU, as soon as anything is dropped, masks are of the numbers' own type, and an encoder's attention is not one
-    kernel: instead of the packed numbers it keeps fp32 copies of queries, keys and values and three times its H weights
-    per pair of tokens.
+    On a CPU masks are of the numbers' own type, and an encoder's attention that drops weights is not one kernel:
+    instead of the packed numbers it keeps fp32 copies of queries, keys and values and three times its H weights per
+    pair of tokens.
     """
     shape, kept = workload.shape, _kept(workload)
     tokens, share = micro_batch * workload.length, workload.tensor if workload.sequence else 1
     width, routed, k = shape.hidden_size, len(workload.routed_layers), workload.top_k
-    on_cpu = device_type == "cpu" and workload.dropout
+    on_cpu = device_type == "cpu"
     masks = 2 * width * (element if on_cpu else 1) if workload.dropout else 0
     attention = kept.heads * element + 4 * kept.head_statistics
-    if on_cpu and not isinstance(shape, DecoderShape):
+    if on_cpu and workload.attention_dropout and not isinstance(shape, DecoderShape):
         attention += 3 * (4 * (width + shape.num_heads * workload.length) - width * element)
     common = (kept.between * element + 4 * kept.statistics + masks) / share + attention / workload.tensor
     feed_forward = kept.hidden * shape.intermediate_size * element / workload.tensor
     dense = common + feed_forward
     to_experts = k * (kept.expert_hidden * workload.expert_width + 2 * width) * element
-    sparse = common + to_experts + 5 * workload.num_experts + 3 * 8 * k
+    sparse = common + to_experts
+    apart = 5.0 * sum(map(sum, workload.pool_sizes)) + routed * 3 * 8 * k  # in no checkpoint, of all routed layers
     if workload.shared_expert:
-        sparse += feed_forward + width * element
+        apart += routed * (feed_forward + width * element)
     ends = (kept.ends * element + masks / 2) / share + kept.whole * element
     if workload.recompute:
         inputs = (shape.num_layers * 2 / share + routed * 2 * k) * width * element
-        return tokens * (inputs + max(dense, sparse if routed else 0) + ends)
-    return tokens * ((shape.num_layers - routed) * dense + routed * sparse + ends)
+        return tokens * (inputs + max(dense, sparse if routed else 0) + apart + ends)
+    return tokens * ((shape.num_layers - routed) * dense + routed * sparse + apart + ends)
 
 
 def logit_bytes(workload: Workload, *, micro_batch: int) -> float:

@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-from distmoe.engine import ds_config, supported
+from distmoe.engine import deepspeed_folder, ds_config, supported
 from distmoe.engine.config import OptimizerConfig
 from distmoe.errors import DistmoeError
+from distmoe.forecast.checks import check_run
+from distmoe.forecast.choice import Choice
 from distmoe.forecast.hardware import Cluster
-from distmoe.forecast.memory import Memory, memory_on
+from distmoe.forecast.memory import Memory, fullest
 from distmoe.forecast.step_time import StepTime, step_time
 from distmoe.forecast.tensor import TensorTraffic, tensor_traffic
 from distmoe.forecast.traffic import StepTraffic, step_traffic
 from distmoe.forecast.workload import Workload
 from distmoe.parallel.placement import Placement, PlacementMode, place
-
-_RESERVE = 0.92  # share of a device's memory that a run can use: CUDA context, kernels' workspaces, fragmentation
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a user can set."""
-
-    mode: PlacementMode
-    ep_size: int
-    stage: int
-    precision: str
-    fp32_accumulation: bool = True
-
-    def __str__(self) -> str:
-        """As one would type it; what belongs into the DeepSpeed file comes first."""
-        accumulation = "" if self.fp32_accumulation else f" data_types.grad_accum_dtype={self.precision}"
-        return (
-            f"ZeRO-{self.stage} {self.precision}{accumulation}  "
-            f"parallel.placement={self.mode} parallel.ep_size={self.ep_size}"
-        )
-
-    def deepspeed(self) -> dict[str, Any]:
-        """The part of a DeepSpeed file that says so."""
-        values: dict[str, Any] = {"zero_optimization": {"stage": self.stage}}
-        if self.precision != "fp32":
-            values[self.precision] = {"enabled": True}
-        if not self.fp32_accumulation:
-            values["data_types"] = {"grad_accum_dtype": self.precision}
-        return values
 
 
 @dataclass(frozen=True)
@@ -91,33 +63,11 @@ def forecast(workload: Workload, cluster: Cluster, choice: Choice) -> Forecast:
     ranks = cluster.num_ranks
     micro_batch, accumulation = workload.micro_batches(ranks)
     placement = place(workload.grouping, workload.weights, num_ranks=ranks, ep_size=choice.ep_size, mode=choice.mode)
-    settings = ds_config.resolve(
-        choice.deepspeed(),
-        optimizer=OptimizerConfig(),
-        micro_batch_size=micro_batch,
-        accumulation_steps=accumulation,
-        num_ranks=ranks,
-        device_type="cuda",
-    )
-    case = supported.combination(
-        settings,
-        placement=placement,
-        num_ranks=ranks,
-        routed=bool(workload.routed_layers),
-        tensor=workload.tensor,
-    )
-    row = supported.lookup(case)
-    memory = max(
-        (
-            memory_on(
-                workload, placement, rank, stage=choice.stage, precision=choice.precision, micro_batch=micro_batch,
-                accumulation=accumulation, fp32_accumulation=choice.fp32_accumulation,
-            )
-            for rank in range(0, ranks, choice.ep_size)
-        ),
-        key=lambda one: one.total,
+    memory = fullest(
+        workload, placement, choice, micro_batch=micro_batch, accumulation=accumulation,
+        device_type=cluster.accelerator.device_type,
     )  # fmt: skip
-    element = 4 if choice.precision == "fp32" else 2
+    element = choice.element
     traffic = step_traffic(
         workload, placement, per_node=cluster.per_node, micro_batch=micro_batch, accumulation=accumulation,
         element=element,
@@ -127,40 +77,91 @@ def forecast(workload: Workload, cluster: Cluster, choice: Choice) -> Forecast:
         workload, placement, cluster, stage=choice.stage, precision=choice.precision, micro_batch=micro_batch,
         accumulation=accumulation,
     )  # fmt: skip
-    fits = memory.total <= _RESERVE * cluster.accelerator.memory
-    refused = None if row.supported else f"{row.note}; {row.remedy}"
+    fits = memory.total <= cluster.accelerator.usable
+    refused = refusal(workload, cluster, choice, placement)
     return Forecast(choice, placement, micro_batch, accumulation, memory, traffic, beside, time, fits, refused)
 
 
-def choices(workload: Workload, cluster: Cluster, precision: str) -> Iterator[Choice]:
-    """All that divide: modes, block sizes that fit ranks and experts, ZeRO stages."""
+def refusal(workload: Workload, cluster: Cluster, choice: Choice, placement: Placement) -> str | None:
+    """Why a run would not start with this choice, by the checks of the run itself; None: it would."""
+    micro_batch, accumulation = workload.micro_batches(cluster.num_ranks)
+    settings = ds_config.resolve(
+        choice.deepspeed(),
+        optimizer=OptimizerConfig(),
+        micro_batch_size=micro_batch,
+        accumulation_steps=accumulation,
+        num_ranks=cluster.num_ranks,
+        device_type=cluster.accelerator.device_type,
+    )
+    config, routed = choice.config(workload.config), bool(workload.routed_layers)
+    try:
+        check_run(
+            config, tasks=workload.tasks, shape=workload.shape, grouping=workload.grouping, zero_stage=choice.stage
+        )
+        if config.checkpoint.format == "deepspeed":
+            deepspeed_folder.check(
+                settings, routed=routed, ep_size=choice.ep_size, partitioned=choice.mode == "partitioned"
+            )
+    except DistmoeError as reason:
+        return f"{reason.what}; {reason.remedy}"
+    case = supported.combination(
+        settings,
+        placement=placement,
+        num_ranks=cluster.num_ranks,
+        routed=routed,
+        tensor=workload.tensor,
+        spans_may_change=config.structure.learn is not None,
+    )
+    row = supported.lookup(case)
+    return None if row.supported else f"{row.note}; {row.remedy}"
+
+
+def memory_of_stages(workload: Workload, cluster: Cluster, found: Forecast) -> dict[int, Memory]:
+    """What the fullest rank would need under each ZeRO stage, with all else as it is."""
+    return {
+        stage: fullest(
+            workload, found.placement, replace(found.choice, stage=stage), micro_batch=found.micro_batch,
+            accumulation=found.accumulation, device_type=cluster.accelerator.device_type,
+        )
+        for stage in (0, 1, 2, 3)
+    }  # fmt: skip
+
+
+def global_traffic(workload: Workload, cluster: Cluster, found: Forecast) -> StepTraffic:
+    """All-to-alls of a step if all ranks were one block."""
+    ranks = cluster.num_ranks
+    everywhere = place(workload.grouping, workload.weights, num_ranks=ranks, ep_size=ranks, mode="colocated")
+    return step_traffic(
+        workload, everywhere, per_node=cluster.per_node, micro_batch=found.micro_batch,
+        accumulation=found.accumulation, element=found.choice.element,
+    )  # fmt: skip
+
+
+def choices(workload: Workload, cluster: Cluster, like: Choice) -> Iterator[Choice]:
+    """All that divide: modes, block sizes that fit ranks and experts, ZeRO stages; the rest as in ``like``."""
     modes: tuple[PlacementMode, ...] = ("colocated", "partitioned") if workload.routed_layers else ("colocated",)
     for mode in modes:
         for ep_size in block_sizes(workload, cluster.num_ranks):
             for stage in (0, 1, 2, 3):
-                yield Choice(mode, ep_size, stage, precision)
-                if precision == "bf16" and stage in (1, 2):
-                    yield Choice(mode, ep_size, stage, precision, fp32_accumulation=False)
+                one = replace(like, mode=mode, ep_size=ep_size, stage=stage, fp32_accumulation=like.precision != "fp16")
+                yield one
+                if like.precision == "bf16" and stage in (1, 2):
+                    yield replace(one, fp32_accumulation=False)
 
 
 def block_sizes(workload: Workload, num_ranks: int) -> list[int]:
     """Divisors of the ranks that also divide the experts of every task group."""
-    per_task_group = [workload.experts_per_task_group(layer) for layer in range(workload.grouping.num_layers)]
-    largest = min([num_ranks, *per_task_group]) if per_task_group else 1
-    return [
-        size
-        for size in range(1, largest + 1)
-        if num_ranks % size == 0 and all(count % size == 0 for count in per_task_group)
-    ]
+    largest = math.gcd(num_ranks, *(size for sizes in workload.pool_sizes for size in sizes))
+    return [size for size in range(1, largest + 1) if largest % size == 0] if workload.pool_sizes else [1]
 
 
-def rank_choices(workload: Workload, cluster: Cluster, precision: str) -> tuple[list[Forecast], dict[Choice, str]]:
-    """Returns the feasible forecasts, fastest first, and why the other choices are refused.
+def rank_choices(workload: Workload, cluster: Cluster, like: Choice) -> tuple[list[Forecast], dict[Choice, str]]:
+    """Returns the feasible forecasts among :func:`choices`, fastest first, and why the others are refused.
 
     Equal predictions are ordered by memory: what is left can hold a larger batch.
     """
     feasible, refused = [], {}
-    for choice in choices(workload, cluster, precision):
+    for choice in choices(workload, cluster, like):
         try:
             found = forecast(workload, cluster, choice)
         except DistmoeError as reason:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
-from distmoe.errors import DistmoeError
-from distmoe.forecast.arrangement import Forecast, block_sizes, forecast
+from distmoe.forecast.arrangement import Forecast, rank_choices
 from distmoe.forecast.hardware import GIB, Cluster
 from distmoe.forecast.workload import Workload
 from distmoe.parallel.placement import Placement
@@ -37,26 +35,28 @@ def weight_bound_rows(cluster: Cluster, precision: str) -> float:
 
 
 def instead_of_stage3(workload: Workload, cluster: Cluster, found: Forecast) -> Forecast | None:
-    """The first arrangement that fits without gathering weights, nearest to the one found.
+    """What fits without gathering weights, nearest to the arrangement found; None: nothing with ZeRO-1 or 2 does.
 
-    ZeRO-2 cuts all but the weights, and a larger block cuts experts without ever gathering them.
+    ZeRO-2 cuts all but the weights, and a larger block cuts experts without ever gathering them. Another placement,
+    accumulation in low precision and smaller blocks come last.
     """
-    for ep_size in block_sizes(workload, cluster.num_ranks):
-        for stage in (2, 1):
-            try:
-                other = forecast(workload, cluster, replace(found.choice, stage=stage, ep_size=ep_size))
-            except DistmoeError:
-                continue
-            if ep_size >= found.choice.ep_size and other.fits and other.refused is None:
-                return other
-    return None
+    wanted = found.choice
+
+    def distance(other: Forecast) -> tuple[bool, bool, bool, int, int]:
+        choice = other.choice
+        farther = choice.mode != wanted.mode, not choice.fp32_accumulation, choice.ep_size < wanted.ep_size
+        return *farther, choice.ep_size, -choice.stage
+
+    feasible, _ = rank_choices(workload, cluster, wanted)
+    return min((one for one in feasible if one.choice.stage in (1, 2)), key=distance, default=None)
 
 
 def cautions(workload: Workload, cluster: Cluster, found: Forecast) -> list[str]:
     """One line per thing to know, empty when all is well."""
     lines = [] if found.refused is None else [f"this combination is refused: {found.refused}"]
     placement, ep_size = found.placement, found.placement.ep_size
-    if ep_size > 1 and (ep_size > cluster.per_node or cluster.per_node % ep_size) and cluster.nodes > 1:
+    crosses = cluster.nodes > 1 and bool(cluster.per_node % ep_size)
+    if crosses and workload.routed_layers:
         lines.append(
             f"blocks of {ep_size} ranks span nodes of {cluster.per_node}: their all-to-all crosses the network; "
             f"use a parallel.ep_size that divides {cluster.per_node}"
@@ -81,12 +81,15 @@ def cautions(workload: Workload, cluster: Cluster, found: Forecast) -> list[str]
             + (
                 f"{other.choice} fits in {other.memory.total / GIB:.1f} GiB, against {found.memory.total / GIB:.1f}"
                 if other is not None
-                else "but no arrangement with ZeRO-1 or 2 fits"
+                else f"but no arrangement with ZeRO-1 or 2 and {found.choice.precision} fits"
             )
         )
+    if found.choice.offload:
+        lines.append("the optimizer is offloaded: neither its time on the host nor the host's memory is forecast")
     if not found.fits:
         lines.append(
-            f"the fullest rank needs {found.memory.total / GIB:.1f} GiB of {cluster.accelerator.memory / GIB:.0f}: "
+            f"the fullest rank needs {found.memory.total / GIB:.2f} GiB, and of a device's "
+            f"{cluster.accelerator.memory / GIB:.2f} only {cluster.accelerator.usable / GIB:.2f} are usable: "
             "lower data.micro_batch_size, raise parallel.ep_size or the ZeRO stage"
         )
     return lines

@@ -13,6 +13,7 @@ import torch
 from distmoe.errors import ConfigError, ParallelError
 
 GIB = 2**30
+CPU = "cpu"  # name of the accelerator that is this machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,15 @@ class Accelerator:
     inside: float
     between: float
     source: str
+
+    @property
+    def device_type(self) -> str:
+        return "cpu" if self.name == CPU else "cuda"
+
+    @property
+    def usable(self) -> float:
+        """Bytes that a run can use: not the context, the kernels' workspaces and what is fragmented."""
+        return 0.92 * self.memory
 
     def flops(self, precision: str) -> float:
         return self.fp32_flops if precision == "fp32" else self.low_flops
@@ -123,7 +133,7 @@ def accelerator(name: str) -> Accelerator:
     Raises:
         ConfigError: If there is no such entry.
     """
-    if name == "cpu":
+    if name == CPU:
         return measure_cpu()
     for one in ACCELERATORS:
         if one.name == name:
@@ -131,7 +141,7 @@ def accelerator(name: str) -> Accelerator:
     raise ConfigError(
         "no such accelerator",
         got=name,
-        expected=" | ".join([*(one.name for one in ACCELERATORS), "cpu"]),
+        expected=" | ".join([*(one.name for one in ACCELERATORS), CPU]),
         remedy="correct --gpu, or add a row with its source to distmoe/forecast/hardware.py",
     )
 
@@ -155,7 +165,7 @@ def measure_cpu(*, size: int = 768, seconds: float = 0.2) -> Accelerator:
     block = torch.empty(2**24)
     copied = best(lambda: block.clone(), 2.0 * block.numel() * block.element_size())
     return Accelerator(
-        name="cpu", memory=_host_memory(), low_flops=flops, fp32_flops=flops, hbm=copied, inside=0.16e9, between=0.16e9,
+        name=CPU, memory=_host_memory(), low_flops=flops, fp32_flops=flops, hbm=copied, inside=0.16e9, between=0.16e9,
         source="rate and bandwidth measured now on this machine; links: gloo, 1.3 Gbit/s",
     )  # fmt: skip
 

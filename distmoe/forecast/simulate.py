@@ -1,8 +1,8 @@
 """How placements behave as ranks and task groups grow, up to thousands of ranks: no rank is started.
 
-Weak scaling of one routed layer's exchange: each rank brings the same number of tokens and one expert. Compared are
-one all-to-all over all ranks, one per task group, and one per task group in blocks that fit a node. Placements are
-made by :func:`distmoe.parallel.placement.place`, bytes and messages counted on them exactly; waiting is drawn.
+Weak scaling of one routed layer's exchange: each rank brings the same number of tokens. Compared are one all-to-all
+over all ranks, one per task group, and one per task group in blocks that fit a node. Placements are made by
+:func:`distmoe.parallel.placement.place`, bytes and messages counted on them exactly; waiting is drawn.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def simulate(
     noise: float = 0.1,
     seed: int = 0,
 ) -> Iterator[Point]:
-    """Yields a point per kind, number of task groups and power of two up to ``max_ranks``.
+    """Yields a point per kind, number of task groups and number of ranks: those of a node, doubled up to ``max_ranks``.
 
     Args:
         workload: Gives D, K and the number of layers.
@@ -77,8 +77,8 @@ def simulate(
     while ranks <= max_ranks:
         for count in (count for count in task_groups if count <= ranks):
             for kind in KINDS:
-                ep_size = {"global": ranks, "task group": ranks // count}.get(kind, 0)
-                ep_size = ep_size or _largest_divisor(ranks // count, cluster.per_node)
+                shared = ranks if kind != "task group in a node" else cluster.per_node  # what blocks divide
+                ep_size = ranks if kind == "global" else _largest_divisor(shared, ranks // count)
                 grouping = TaskGrouping.one_per_task(count, 1)
                 mode: Literal["colocated", "partitioned"] = "colocated" if kind == "global" else "partitioned"
                 placement = place(grouping, [1.0] * count, num_ranks=ranks, ep_size=ep_size, mode=mode)

@@ -7,10 +7,11 @@ the longest of the others. The *prediction* adds the parts up, with the shares o
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distmoe.forecast.hardware import LATENCY_BETWEEN, LATENCY_INSIDE, Cluster
-from distmoe.forecast.memory import experts_on, parameters_on
+from distmoe.forecast.memory import experts_on, owned_on
 from distmoe.forecast.tensor import tensor_traffic
 from distmoe.forecast.traffic import step_traffic
 from distmoe.forecast.workload import Workload
@@ -63,7 +64,7 @@ def step_time(
     accumulation: int,
 ) -> StepTime:
     """Predicts a step; see the module's text."""
-    device, ranks = cluster.accelerator, placement.num_ranks
+    device = cluster.accelerator
     element = 4 if precision == "fp32" else 2
     rate = device.flops(precision)
     tokens = micro_batch * workload.length * accumulation
@@ -75,9 +76,9 @@ def step_time(
     expert_read = 3 * accumulation * held * workload.expert * element / device.hbm
     exchange = _exchange_seconds(workload, placement, cluster, micro_batch, accumulation, element)
     tensor = _tensor_seconds(workload, cluster, micro_batch, accumulation, element)
-    reduction = _reduction_seconds(workload, placement, cluster, stage=stage, element=element)
-    local = max(parameters_on(workload, placement, rank) for rank in _first_ranks(placement))
-    update = _OPTIMIZER_BYTES * local / (ranks if stage else 1) / device.hbm
+    reduction = _reduction_seconds(workload, placement, cluster, element) * ring_passes(stage, accumulation)
+    owned = max(owned_on(workload, placement, rank, stage=stage) for rank in _first_ranks(placement))
+    update = _OPTIMIZER_BYTES * owned / device.hbm
     rows = 0.0
     if workload.routed_layers:
         rows = (
@@ -86,7 +87,7 @@ def step_time(
             * workload.top_k
             * placement.ep_size
             / max(
-                workload.experts_per_task_group(layer) * len(span.task_groups)
+                sum(workload.pools(layer, span.task_groups))
                 for layer, spans in enumerate(placement.layers)
                 for span in spans
             )
@@ -143,25 +144,36 @@ def _tensor_seconds(workload: Workload, cluster: Cluster, micro_batch: int, accu
     return beside.bytes / cluster.accelerator.inside + beside.rings * math.log2(workload.tensor) * LATENCY_INSIDE
 
 
-def _reduction_seconds(
-    workload: Workload, placement: Placement, cluster: Cluster, *, stage: int, element: int
-) -> float:
-    """Rings: 2 (P-1)/P of the bytes for reduce and gather, 3 with ZeRO-3, which gathers weights twice."""
-    factor = 3 if stage == 3 else 2
-    per_rank = []
-    for rank in _first_ranks(placement):
-        seconds = factor * _ring(workload.own_replicated * element, placement.num_ranks, 1, cluster)
-        for held, copies in experts_on(workload, placement, rank):
-            seconds += factor * _ring(held * workload.expert * element, copies, placement.ep_size, cluster)
-        per_rank.append(seconds)
-    return max(per_rank)
+def ring_passes(stage: int, accumulation: int) -> int:
+    """How often gradients and weights go round their rings in a step of A micro-batches (DeepSpeed 0.19).
+
+    Gradients are reduced once and the result gathered; ZeRO-2 reduces after every micro-batch, and ZeRO-3 gathers the
+    weights besides in each forward and backward pass.
+    """
+    return {2: accumulation + 1, 3: 3 * accumulation}.get(stage, 2)
 
 
-def _ring(num_bytes: float, ranks: int, stride: int, cluster: Cluster) -> float:
-    """Half an all-reduce over ``ranks`` ranks that are ``stride`` apart."""
-    if ranks == 1:
+def _reduction_seconds(workload: Workload, placement: Placement, cluster: Cluster, element: int) -> float:
+    """Once round the rings of the slowest rank: of all ranks for what is replicated, of their copies for experts."""
+    ranks = range(placement.num_ranks)
+    seconds = [_ring(workload.own_replicated * element, ranks, cluster)] * len(ranks)
+    for layer, spans in enumerate(placement.layers):
+        for span in spans:
+            held = sum(workload.pools(layer, span.task_groups)) // placement.ep_size
+            for first in placement.block_ranks(span.blocks[0]):
+                replicas = placement.replica_ranks(layer, first)
+                once = _ring(held * workload.expert * element, replicas, cluster)
+                for rank in replicas:
+                    seconds[rank] += once
+    return max(seconds)
+
+
+def _ring(num_bytes: float, ranks: Sequence[int], cluster: Cluster) -> float:
+    """Half an all-reduce over ``ranks``, ascending."""
+    count = len(ranks)
+    if count == 1:
         return 0.0
-    across = (ranks - 1) * stride >= cluster.per_node
+    across = cluster.node_of(ranks[0]) != cluster.node_of(ranks[-1])
     device = cluster.accelerator
     bandwidth, latency = (device.between, LATENCY_BETWEEN) if across else (device.inside, LATENCY_INSIDE)
-    return num_bytes * (ranks - 1) / ranks / bandwidth + math.log2(ranks) * latency
+    return num_bytes * (count - 1) / count / bandwidth + math.log2(count) * latency

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from distmoe.forecast.workload import Workload
 from distmoe.models.decoder_shape import DecoderShape
-from distmoe.nn.activations import SWIGLU
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,6 @@ def _weights_on_slices(workload: Workload) -> list[int]:
         biases = shape.num_layers if shape.attention_out_bias else 0
         return [width] * (2 * shape.num_layers + 1 + biases)
     norms = 2 * shape.num_layers + 1 + (shape.norm == "pre")
-    biases = shape.num_layers  # of attention; a gated feed-forward part has none
-    if shape.activation != SWIGLU:
-        biases += shape.num_layers - len(workload.routed_layers)
+    biases = 2 * shape.num_layers - len(workload.routed_layers)  # of attention and dense feed-forward parts
     tables = [(shape.max_positions + shape.position_offset) * width, shape.num_token_types * width]
     return [width] * (2 * norms + biases) + tables

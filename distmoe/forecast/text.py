@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
-from distmoe.forecast.arrangement import Forecast
+from distmoe.forecast.arrangement import Forecast, global_traffic
 from distmoe.forecast.cautions import cautions, imbalance
 from distmoe.forecast.hardware import GIB, Cluster
-from distmoe.forecast.memory import Memory, memory_on, parameters_on
+from distmoe.forecast.memory import Memory, parameters_on
 from distmoe.forecast.simulate import Point
-from distmoe.forecast.traffic import StepTraffic, step_traffic
+from distmoe.forecast.traffic import StepTraffic
 from distmoe.forecast.workload import Workload
-from distmoe.parallel.placement import Placement, place
+from distmoe.parallel.placement import Placement
 from distmoe.training.grouping import tree_lines
 
 _PARTS = tuple(field.name for field in fields(Memory))
@@ -52,22 +52,10 @@ def placement_table(workload: Workload, cluster: Cluster, placement: Placement) 
     return lines
 
 
-def memory_table(
-    workload: Workload, placement: Placement, *, precision: str, micro_batch: int, accumulation: int
-) -> list[str]:
+def memory_table(stages: Mapping[int, Memory]) -> list[str]:
     """GiB of the fullest rank, by part and ZeRO stage."""
     lines = ["memory of the fullest rank, GiB:", "  ZeRO " + "".join(f"{part:>13}" for part in (*_PARTS, "total"))]
-    for stage in (0, 1, 2, 3):
-        fullest = max(
-            (
-                memory_on(
-                    workload, placement, rank, stage=stage, precision=precision, micro_batch=micro_batch,
-                    accumulation=accumulation,
-                )
-                for rank in range(0, placement.num_ranks, placement.ep_size)
-            ),
-            key=lambda one: one.total,
-        )  # fmt: skip
+    for stage, fullest in stages.items():
         values = [getattr(fullest, part) for part in _PARTS] + [fullest.total]
         lines.append(f"  {stage:>4} " + "".join(f"{value / GIB:>13.3f}" for value in values))
     return lines
@@ -77,13 +65,6 @@ def traffic_table(workload: Workload, cluster: Cluster, found: Forecast) -> list
     """The all-to-alls of a step, beside those of one all-to-all over all ranks."""
     if not workload.routed_layers:
         return ["all-to-all: none, the model is dense"]
-    ranks = found.placement.num_ranks
-    everywhere = place(workload.grouping, workload.weights, num_ranks=ranks, ep_size=ranks, mode="colocated")
-    element = 4 if found.choice.precision == "fp32" else 2
-    whole = step_traffic(
-        workload, everywhere, per_node=cluster.per_node, micro_batch=found.micro_batch,
-        accumulation=found.accumulation, element=element,
-    )  # fmt: skip
     lines = [
         f"all-to-alls of one step, all {'data ' if workload.tensor > 1 else ''}ranks, even routing:",
         f"  {'':28}{'MB in node':>14}{'MB between':>14}{'messages in node':>18}{'between':>12}",
@@ -95,7 +76,11 @@ def traffic_table(workload: Workload, cluster: Cluster, found: Forecast) -> list
             f"{sent.messages_inside:>18,}{sent.messages_between:>12,}"
         )
 
-    return [*lines, line(f"blocks of {found.placement.ep_size}", found.traffic), line("global", whole)]
+    return [
+        *lines,
+        line(f"blocks of {found.placement.ep_size}", found.traffic),
+        line("global", global_traffic(workload, cluster, found)),
+    ]
 
 
 def tensor_lines(workload: Workload, found: Forecast) -> list[str]:

@@ -8,6 +8,7 @@ outputs forward, and the last two backward (performance notes, "4 K d b (P - 1) 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distmoe.forecast.workload import Workload
@@ -52,13 +53,21 @@ class StepTraffic:
 
 
 def distinct_ranks(ep_size: int, num_experts: int, top_k: int) -> float:
-    """Expected ranks that hold at least one of a token's experts: R(P) = P (1 - C(E-E/P, K) / C(E, K))."""
-    away = num_experts - num_experts // ep_size
-    return ep_size * (1 - math.comb(away, top_k) / math.comb(num_experts, top_k))
+    """Expected ranks that hold at least one of a token's experts: R(P) = P (1 - C(E-E/P, K) / C(E, K)).
+
+    Where E is no multiple of P, the first ranks hold one expert more.
+    """
+    held, longer = divmod(num_experts, ep_size)
+    ranks_with = {held: ep_size - longer, held + 1: longer}
+    return sum(
+        ranks * (1 - math.comb(num_experts - experts, top_k) / math.comb(num_experts, top_k))
+        for experts, ranks in ranks_with.items()
+        if ranks
+    )
 
 
 def bytes_to_peer(
-    workload: Workload, *, ep_size: int, task_groups: int, routed_index: int, tokens: int, element: int
+    workload: Workload, *, ep_size: int, task_groups: Sequence[int], routed_index: int, tokens: int, element: int
 ) -> float:
     """Bytes that a rank sends to one peer of its block, per routed layer and micro-batch.
 
@@ -70,14 +79,20 @@ def bytes_to_peer(
         tokens: Tokens of the rank in one micro-batch.
         element: Bytes of one number of a hidden state.
     """
-    per_task_group = workload.experts_per_task_group(routed_index)
-    slots = task_groups * per_task_group / ep_size  # experts on the peer
+    pools = workload.pools(routed_index, task_groups)
     row = workload.shape.hidden_size * element
     rows = tokens * workload.top_k / ep_size
+    # Counts of the peer's experts; with a capacity, whose limit all ranks agree on, of the whole block.
+    ranks_counted = 1
+    if workload.capacity_factor is not None:
+        ranks_counted, rows = ep_size, rows * min(1.0, workload.capacity_factor)
+    counts = ranks_counted * sum(pools) / ep_size
     if not workload.deduplicate:
-        return 4 * rows * row + slots * _INT64
-    items = tokens * distinct_ranks(ep_size, per_task_group, workload.top_k) / ep_size
-    return 4 * items * row + 2 * rows * 2 * _FLOAT32 + (slots + 1) * _INT64
+        return 4 * rows * row + counts * _INT64
+    shares = workload.shares(routed_index, task_groups)
+    ranks = math.fsum(s * distinct_ranks(ep_size, e, workload.top_k) for s, e in zip(shares, pools, strict=True))
+    items = tokens * ranks / ep_size  # a token travels also where all of its rows are dropped
+    return 4 * items * row + 2 * rows * 2 * _FLOAT32 + (counts + ranks_counted) * _INT64
 
 
 def step_traffic(
@@ -99,7 +114,7 @@ def step_traffic(
     total = StepTraffic()
     for routed_index, spans in enumerate(placement.layers):
         # Blocks of a span are alike; weighted by their number, the pairs of all blocks are shared out.
-        weights = [(len(span.blocks) / placement.num_blocks, len(span.task_groups)) for span in spans]
+        weights = [(len(span.blocks) / placement.num_blocks, span.task_groups) for span in spans]
         mean = accumulation * math.fsum(
             share
             * bytes_to_peer(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from distmoe.data.sampling import mixture_weights
 from distmoe.errors import ConfigError
+from distmoe.forecast.checks import check_run
 from distmoe.models.build import MultiTaskModel, build_model
 from distmoe.models.decoder_shape import DecoderShape
 from distmoe.models.layer_plan import routed_layers
 from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.models.parameters import parameter_roles
 from distmoe.models.shape import ModelShape, resolve_shape
-from distmoe.models.tensor_parallel import check_tensor, cut_over_tensor_ranks
+from distmoe.models.tensor_parallel import cut_over_tensor_ranks
 from distmoe.moe.build import expert_width
 from distmoe.parallel.process_groups import single_process
 from distmoe.tasks import TaskGrouping, TaskSet
@@ -29,6 +31,7 @@ class Workload:
     """A run on paper.
 
     Attributes:
+        config: What was asked, for the checks that a run makes.
         tasks: Tasks of the run.
         shape: Of the encoder or decoder.
         grouping: Task groups per routed layer.
@@ -36,20 +39,20 @@ class Workload:
         routed_layers: Model layers that are routed.
         replicated: Parameters that every data rank has: all but the experts.
         lookup: Of these, rows that are read and not multiplied: embeddings.
-        gates: Of these, routers and task tables.
         heads: Of these, task heads.
         own_replicated: Of the replicated ones, what a rank has when matrices are cut over tensor ranks.
         own_lookup: Of these, rows that are read and not multiplied.
         own_heads: Of these, task heads.
         expert: Parameters of one expert.
         expert_width: Its feed-forward width F.
-        num_experts: Experts of a routed layer, over all task groups; of the largest one where layers differ (an upper
-            bound then); 0 for a dense model.
+        pool_sizes: Experts of each task group, per routed layer; empty for a dense model.
         top_k: Experts per token; 0 for a dense model.
         shared_expert: Whether a routed layer has a dense part beside its experts.
         deduplicate: Whether a token travels once per rank.
+        capacity_factor: Of the largest number of rows of an expert; None: dropless.
         recompute: Whether activations are recomputed in backward.
         dropout: Whether dropout masks are kept.
+        attention_dropout: Whether attention weights are dropped, which only a CPU keeps.
         batch_size: Examples per optimizer step, over all ranks.
         micro_batch_size: Examples per rank and forward pass; None: all of a step.
         length: Tokens per example.
@@ -57,6 +60,7 @@ class Workload:
         sequence: Whether they also share the positions between the cut matrices.
     """
 
+    config: RunConfig
     tasks: TaskSet
     shape: ModelShape
     grouping: TaskGrouping
@@ -64,19 +68,20 @@ class Workload:
     routed_layers: tuple[int, ...]
     replicated: int
     lookup: int
-    gates: int
     heads: int
     own_replicated: int
     own_lookup: int
     own_heads: int
     expert: int
     expert_width: int
-    num_experts: int
+    pool_sizes: tuple[tuple[int, ...], ...]
     top_k: int
     shared_expert: bool
     deduplicate: bool
+    capacity_factor: float | None
     recompute: bool
     dropout: bool
+    attention_dropout: bool
     batch_size: int
     micro_batch_size: int | None
     length: int
@@ -91,15 +96,22 @@ class Workload:
     @property
     def total(self) -> int:
         """Parameters of the whole model, every expert once."""
-        return self.replicated + len(self.routed_layers) * self.num_experts * self.expert
+        return self.replicated + sum(map(sum, self.pool_sizes)) * self.expert
 
     @property
     def active(self) -> int:
         """Parameters that one token meets."""
         return self.replicated + len(self.routed_layers) * self.top_k * self.expert
 
-    def experts_per_task_group(self, routed_index: int) -> int:
-        return self.num_experts // self.grouping.num_task_groups(routed_index)
+    def pools(self, routed_index: int, task_groups: Iterable[int]) -> list[int]:
+        """Experts of each of these task groups of a routed layer."""
+        return [self.pool_sizes[routed_index][index] for index in task_groups]
+
+    def shares(self, routed_index: int, task_groups: Sequence[int]) -> list[float]:
+        """Share of each of these task groups of a routed layer in their tokens, which follow the mixture."""
+        partition = self.grouping.layers[routed_index]
+        loads = [math.fsum(self.weights[task] for task in partition[index]) for index in task_groups]
+        return [load / math.fsum(loads) for load in loads]
 
     def micro_batches(self, num_ranks: int) -> tuple[int, int]:
         """Examples per data rank and forward pass, and forward passes per step.
@@ -141,11 +153,18 @@ def make_workload(
             expected="model.moe.unit=ffn",
             remedy="forecast the model with model.moe.unit=ffn: its communication is an upper bound",
         )
+    if length is not None and length > config.data.max_length:
+        raise ConfigError(
+            "no example is longer than data.max_length",
+            got=f"--length {length}, data.max_length={config.data.max_length}",
+            expected=f"at most {config.data.max_length}",
+            remedy="lower --length, or raise data.max_length",
+        )
     shape = resolve_shape(config.model, sources.vocab_size, sources.pad_token_id)
     tensor, sequence = config.parallel.tensor, config.parallel.sequence
-    check_tensor(shape, tensor)
     routed = routed_layers(config.model.moe, shape.num_layers)
     grouping = resolve_grouping(config.structure, sources.tasks, len(routed))
+    check_run(config, tasks=sources.tasks, shape=shape, grouping=grouping, zero_stage=0)
     with torch.device("meta"):
         model = build_model(
             config.model,
@@ -160,10 +179,11 @@ def make_workload(
             cut_over_tensor_ranks(model, _TensorRanks(tensor), sequence=sequence)  # type: ignore[arg-type]
             own = _count(model)
     moe = config.model.moe if routed else None
-    pools = [] if moe is None else [sum(moe.pool_sizes(partition)) for partition in grouping.layers]
+    pool_sizes = () if moe is None else tuple(moe.pool_sizes(partition) for partition in grouping.layers)
     count = len(sources.tasks)
     weights = mixture_weights(sizes or [1] * count, config.data.sampling, names=sources.tasks.names)
     return Workload(
+        config=config,
         tasks=sources.tasks,
         shape=shape,
         grouping=grouping,
@@ -171,22 +191,23 @@ def make_workload(
         routed_layers=tuple(routed),
         replicated=whole.replicated,
         lookup=whole.lookup,
-        gates=whole.gates,
         heads=whole.heads,
         own_replicated=own.replicated,
         own_lookup=own.lookup,
         own_heads=own.heads,
-        expert=whole.pools // sum(pools) if routed else 0,
+        expert=whole.pools // sum(map(sum, pool_sizes)) if routed else 0,
         expert_width=0 if moe is None else expert_width(moe, shape.intermediate_size),
-        num_experts=max(pools, default=0),
+        pool_sizes=pool_sizes,
         top_k=0 if moe is None else moe.top_k,
         shared_expert=moe is not None and moe.shared_expert,
         deduplicate=False if moe is None else moe.deduplicate,
+        capacity_factor=None if moe is None else moe.capacity_factor,
         recompute=config.model.activation_checkpointing,
         dropout=config.model.dropout > 0,
+        attention_dropout=config.model.attention_dropout > 0,
         batch_size=config.data.batch_size,
         micro_batch_size=config.data.micro_batch_size,
-        length=min(length or config.data.max_length, shape.max_positions),
+        length=length or config.data.max_length,
         tensor=tensor,
         sequence=sequence,
     )
@@ -211,7 +232,6 @@ class _Counts:
 
     replicated: int
     lookup: int
-    gates: int
     heads: int
     pools: int
 
@@ -225,7 +245,6 @@ def _count(model: MultiTaskModel) -> _Counts:
     return _Counts(
         replicated=counts["dense"] + counts["gate"] + counts["head"],
         lookup=sum(parameter.numel() for parameter in trunk.embeddings.parameters()),
-        gates=counts["gate"],
         heads=counts["head"],
         pools=counts["pool"],
     )

@@ -144,7 +144,7 @@ def test_tensor_ranks_have_the_parameters_and_collectives_of_the_forecast() -> N
         for sequence in (False, True):
             run = workload(*SHORT, *more, "parallel.tensor=2", f"parallel.sequence={sequence}")
             parameters, (*calls, numbers), kept = next(measured)
-            experts = len(run.routed_layers) * run.num_experts * run.expert
+            experts = sum(map(sum, run.pool_sizes)) * run.expert
             assert run.own_replicated + experts == parameters
             traffic = tensor_traffic(run, micro_batch=3, accumulation=1, element=4)
             assert [traffic.all_reduces, traffic.all_gathers, traffic.reduce_scatters] == calls

@@ -127,7 +127,9 @@ def predict(overrides: list[str]) -> Any:
     )  # fmt: skip
     return memory_on(
         workload, placement, 0, stage=settings.stage, precision=settings.precision, micro_batch=micro,
-        accumulation=accumulation, fp32_accumulation=settings.accumulation_dtype == "fp32", device_type="cpu",
+        accumulation=accumulation, fp32_accumulation=settings.accumulation_dtype == "fp32",
+        bucket=settings.reduce_bucket_size, overlap_comm=settings.overlap_comm, offload=settings.offload,
+        device_type="cpu",
     )  # fmt: skip
 
 

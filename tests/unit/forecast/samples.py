@@ -20,12 +20,19 @@ TINY = (
 DECODER = (
     "model.family=decoder",
     "tasks.source=text_suite", "tasks.text_suite.kind=generation", "tasks.text_suite.train_examples=8",
-    "tasks.text_suite.eval_examples=4", "model.max_positions=64", "structure.grouping=per_task",
+    "tasks.text_suite.eval_examples=4", "model.max_positions=64", "run.max_new_tokens=32",
+    "structure.grouping=per_task",
 )  # fmt: skip
 
 
 def config(*more: str) -> RunConfig:
     return resolve("demo", [*TINY, *more])
+
+
+# Pools of 2 and 6 experts: task groups of one task and of three.
+UNEVEN = (
+    "structure.grouping=[[planted0_a],[planted0_low,planted1_a,planted1_low]]", "model.moe.experts_per_task=2",
+)  # fmt: skip
 
 
 def workload(*more: str) -> Workload:

@@ -12,10 +12,14 @@ from distmoe.models.output import TokenOutput
 from distmoe.parallel.placement import place
 from distmoe.parallel.process_groups import single_process
 from distmoe.training.run_data import open_sources
-from tests.unit.forecast.samples import DECODER, config, workload
+from tests.unit.forecast.samples import DECODER, UNEVEN, config, workload
 from tests.unit.models.samples import make_batch
 
-DROPPED = ("model.dropout=0.1", "model.attention_dropout=0.1")
+DROPPED = (
+    ("model.dropout=0.1", "model.attention_dropout=0.1"),
+    ("model.dropout=0.1",),
+    ("model.attention_dropout=0.1",),
+)
 
 
 def measured(*more: str) -> tuple[int, int, int]:
@@ -52,7 +56,7 @@ def measured(*more: str) -> tuple[int, int, int]:
     return sum(parameter.nbytes for parameter in model.parameters()), sum(kept.values()), moments
 
 
-@pytest.mark.parametrize("more", [(), ("model.moe.top_k=2",), ("model.moe=null", "structure.grouping=one"), DROPPED])
+@pytest.mark.parametrize("more", [(), ("model.moe.top_k=2",), ("model.moe=null", "structure.grouping=one"), *DROPPED])
 def test_a_prediction_for_one_process_is_what_a_step_keeps(more):
     found = workload(*more)
     placement = place(found.grouping, found.weights, num_ranks=1, ep_size=1, mode="colocated")
@@ -88,6 +92,12 @@ def test_a_partitioned_rank_holds_its_share_of_its_own_task_groups():
     assert experts_on(found, both, 3) == [(4, 2), (4, 2)]
 
 
+def test_a_rank_holds_its_part_of_pools_of_different_sizes():
+    found = workload(*UNEVEN)
+    blocks = place(found.grouping, found.weights, num_ranks=4, ep_size=2, mode="partitioned")
+    assert [experts_on(found, blocks, rank) for rank in (0, 2)] == [[(1, 1)] * 2, [(3, 1)] * 2]
+
+
 def test_zero_cuts_what_its_stage_says():
     """All optimizer states of all ranks together: every parameter once, for replicated ones and experts."""
     found = workload()
@@ -100,6 +110,21 @@ def test_zero_cuts_what_its_stage_says():
     assert sum(on(rank, 1).master for rank in range(4)) == pytest.approx(4 * found.total)
     assert sum(on(rank, 3).weights for rank in range(4)) == pytest.approx(2 * found.total)
     assert on(0, 0).master == 0
+
+
+def test_a_reduction_bucket_has_the_type_that_micro_batches_are_added_up_in():
+    """ZeRO-1; ZeRO-2 and 3 reduce in the model's own."""
+    found = workload()
+    placement = place(found.grouping, found.weights, num_ranks=4, ep_size=2, mode="colocated")
+
+    def buffers(stage: int, **options: bool) -> float:
+        return memory_on(
+            found, placement, 0, stage=stage, precision="bf16", micro_batch=8, bucket=10**9, **options
+        ).buffers
+
+    assert buffers(1, offload=True) == 4e9
+    assert buffers(1, fp32_accumulation=False) == buffers(2) == 2e9
+    assert 2e9 < buffers(3) < 2.001e9
 
 
 def test_gradients_of_one_micro_batch_take_the_place_of_its_activations():
@@ -122,3 +147,12 @@ def test_recomputation_and_smaller_batches_keep_less():
     size = activation_bytes(plain, micro_batch=8, element=4)
     assert activation_bytes(plain, micro_batch=4, element=4) == size / 2
     assert activation_bytes(recomputed, micro_batch=8, element=4) < size
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_every_shared_expert_keeps_its_part_recomputed_or_not(recompute):
+    """2 layers, F 64, D 32: before and after the activation, and its output."""
+    more = (f"model.activation_checkpointing={recompute}",)
+    alone = activation_bytes(workload(*more), micro_batch=8, element=4)
+    both = activation_bytes(workload(*more, "model.moe.shared_expert=true"), micro_batch=8, element=4)
+    assert both - alone == 2 * (8 * 16) * (2 * 64 + 32) * 4

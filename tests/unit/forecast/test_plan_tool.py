@@ -44,6 +44,19 @@ def test_the_plan_as_json_ranks_feasible_arrangements(plan, capsys):
     assert found["plan"]["memory_bytes"]["total"] > found["plan"]["memory_bytes"]["weights"] > 0
 
 
+def test_json_says_what_the_text_says(plan, capsys):
+    assert plan.main(["--json", "--nodes", "2", "--gpus_per_node", "4", "parallel.deepspeed=zero2_bf16", *TINY]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["plan"]["bucket"], found["plan"]["overlap_comm"]) == (200_000_000, True)
+    assert found["memory_bytes_by_stage"]["2"] == found["plan"]["memory_bytes"]
+    assert found["plan"]["memory_bytes"]["buffers"] == 2 * 200_000_000 * 2
+    [host] = found["plan"]["ranks_of_tasks"]
+    assert (host["parameters"], host["share_of_mixture_over_ranks"]) == (found["parameters"]["total"], 1)
+    assert found["plan"]["traffic"]["messages_between"] == 0 < found["global_traffic"]["messages_between"]
+    assert (found["cluster"]["data_ranks"], found["cluster"]["accelerator"]["name"]) == (8, "h100")
+    assert found["arrangements"]["feasible"] > len(found["best"]) == 5
+
+
 def test_an_impossible_plan_is_refused_in_four_parts(plan, capsys):
     assert plan.main(["--gpus_per_node", "3", *TINY]) == 2
     error = capsys.readouterr().err

@@ -32,6 +32,14 @@ def test_blocks_inside_a_node_send_nothing_between_nodes(points):
     assert all(point.ep_size <= 8 for point in chosen)
 
 
+def test_blocks_divide_nodes_of_any_size():
+    """Nodes of 7: 14 ranks for 4 task groups are blocks of 2, and in a node of 1."""
+    found = list(simulate(workload(), cluster(1, 7), max_ranks=14, tokens=512, element=2))
+    assert {(point.kind, point.ep_size) for point in found if point.num_ranks == 14} == {
+        ("global", 14), ("task group", 2), ("task group in a node", 1)
+    }  # fmt: skip
+
+
 def test_equal_task_groups_get_equal_ranks(points):
     assert {point.idle_share for point in points} == {0.0}
 

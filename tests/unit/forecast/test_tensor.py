@@ -7,7 +7,8 @@ import math
 import pytest
 
 from distmoe.errors import ParallelError
-from distmoe.forecast.arrangement import Choice, forecast, rank_choices
+from distmoe.forecast.arrangement import forecast, rank_choices
+from distmoe.forecast.choice import Choice
 from distmoe.forecast.hardware import LATENCY_INSIDE
 from distmoe.forecast.tensor import TensorTraffic, tensor_traffic
 from tests.unit.forecast.samples import cluster, workload
@@ -56,7 +57,7 @@ def test_tensor_ranks_share_the_dense_work_and_wait_for_each_other():
 
 def test_what_tensor_parallelism_refuses_is_not_ranked():
     run = workload(*DENSE)
-    found, refused = rank_choices(run, cluster(1, 4).of_data_ranks(2), "fp32")
+    found, refused = rank_choices(run, cluster(1, 4).of_data_ranks(2), Choice("colocated", 1, 1, "fp32"))
     assert {one.choice.stage for one in found} == {1, 2}
     assert "no norm over the slices of tensor ranks" in refused[Choice("colocated", 1, 0, "fp32")]
 

@@ -8,7 +8,7 @@ from distmoe.forecast.workload import make_workload
 from distmoe.models.build import build_model
 from distmoe.parallel.process_groups import single_process
 from distmoe.training.run_data import open_sources
-from tests.unit.forecast.samples import DECODER, config, workload
+from tests.unit.forecast.samples import DECODER, UNEVEN, config, workload
 
 
 def test_parameters_are_those_of_the_built_model():
@@ -54,10 +54,37 @@ def test_shapes_that_cannot_be_cut_are_not_forecast_either():
         workload("parallel.tensor=4")
 
 
+def test_what_a_run_refuses_is_not_forecast():
+    with pytest.raises(ConfigError, match=r"cannot be dealt[\s\S]*parallel.ep_size=8"):
+        workload("parallel.ep_size=8")
+    with pytest.raises(ConfigError, match=r"an answer may become longer[\s\S]*max_new_tokens=60"):
+        workload(*DECODER, "run.max_new_tokens=60")
+    with pytest.raises(ConfigError, match="structural learning has nothing to merge"):
+        workload("structure.grouping=one", "model.moe.experts_per_task_group=2", "structure.learn={}")
+    run = config()
+    sources, longer = open_sources(run), run.data.model_copy(update={"max_length": 1024})
+    with pytest.raises(ConfigError, match=r"position table[\s\S]*data.max_length=1024"):
+        make_workload(run.model_copy(update={"data": longer}), sources)
+    with pytest.raises(ConfigError, match=r"--length 17, data.max_length=16"):
+        make_workload(run, sources, length=17)
+
+
 def test_a_dense_model_has_no_experts():
     found = workload("model.moe=null", "structure.grouping=one")
-    assert (found.num_experts, found.expert, found.routed_layers) == (0, 0, ())
+    assert (found.pool_sizes, found.expert, found.routed_layers) == ((), 0, ())
     assert found.total == found.active == found.replicated
+
+
+def test_pools_may_differ_in_size():
+    """2 experts per task, in task groups of one task and of three."""
+    run = config(*UNEVEN)
+    found = make_workload(run, open_sources(run))
+    assert found.pool_sizes == ((2, 6), (2, 6))
+    model = build_model(
+        run.model, shape=found.shape, tasks=found.tasks, grouping=found.grouping,
+        hosting=single_process(found.grouping).hosting, seed=0,
+    )  # fmt: skip
+    assert found.total == sum(parameter.numel() for parameter in model.parameters())
 
 
 def test_mixture_weights_follow_the_sizes():
