@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from distmoe.engine import deepspeed_folder, ds_config, supported
 from distmoe.engine.config import OptimizerConfig
 from distmoe.errors import DistmoeError
-from distmoe.forecast.checks import check_run
 from distmoe.forecast.choice import Choice
 from distmoe.forecast.hardware import Cluster
 from distmoe.forecast.memory import Memory, fullest
@@ -18,6 +17,7 @@ from distmoe.forecast.tensor import TensorTraffic, tensor_traffic
 from distmoe.forecast.traffic import StepTraffic, step_traffic
 from distmoe.forecast.workload import Workload
 from distmoe.parallel.placement import Placement, PlacementMode, place
+from distmoe.training.checks import check_agreement
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def refusal(workload: Workload, cluster: Cluster, choice: Choice, placement: Pla
     )
     config, routed = choice.config(workload.config), bool(workload.routed_layers)
     try:
-        check_run(
+        check_agreement(
             config, tasks=workload.tasks, shape=workload.shape, grouping=workload.grouping, zero_stage=choice.stage
         )
         if config.checkpoint.format == "deepspeed":

@@ -10,7 +10,6 @@ import torch
 
 from distmoe.data.sampling import mixture_weights
 from distmoe.errors import ConfigError
-from distmoe.forecast.checks import check_run
 from distmoe.models.build import MultiTaskModel, build_model
 from distmoe.models.decoder_shape import DecoderShape
 from distmoe.models.layer_plan import routed_layers
@@ -21,6 +20,7 @@ from distmoe.models.tensor_parallel import cut_over_tensor_ranks
 from distmoe.moe.build import expert_width
 from distmoe.parallel.process_groups import single_process
 from distmoe.tasks import TaskGrouping, TaskSet
+from distmoe.training.checks import check_agreement
 from distmoe.training.config import RunConfig
 from distmoe.training.grouping import resolve_grouping
 from distmoe.training.run_data import Sources
@@ -164,7 +164,7 @@ def make_workload(
     tensor, sequence = config.parallel.tensor, config.parallel.sequence
     routed = routed_layers(config.model.moe, shape.num_layers)
     grouping = resolve_grouping(config.structure, sources.tasks, len(routed))
-    check_run(config, tasks=sources.tasks, shape=shape, grouping=grouping, zero_stage=0)
+    check_agreement(config, tasks=sources.tasks, shape=shape, grouping=grouping, zero_stage=0)
     with torch.device("meta"):
         model = build_model(
             config.model,

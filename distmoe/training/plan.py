@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distmoe.data.pool_loader import check_uncertainty
 from distmoe.engine import deepspeed_folder, ds_config, supported
 from distmoe.engine.ds_config import DeepSpeedSettings
-from distmoe.models.build import check_layers
 from distmoe.models.layer_plan import routed_layers
 from distmoe.models.shape import ModelShape, resolve_shape
-from distmoe.models.tensor_parallel import check_tensor
 from distmoe.moe.config import MoEConfig
 from distmoe.parallel.config import ParallelConfig
 from distmoe.parallel.env import RankEnv, device
 from distmoe.parallel.placement import Placement, place
 from distmoe.parallel.rank_grid import RankGrid
 from distmoe.tasks import TaskGrouping, TaskSet
+from distmoe.training.checks import check_agreement
 from distmoe.training.config import RunConfig
-from distmoe.training.contradictions import check_answers, check_positions, check_structure, check_unit
 from distmoe.training.grouping import resolve_grouping
 from distmoe.training.run_data import Sources, open_sources
 
@@ -100,16 +97,9 @@ def make_plan(config: RunConfig, env: RankEnv) -> Plan:
     )
     sources = open_sources(config)
     shape = resolve_shape(config.model, sources.vocab_size, sources.pad_token_id)
-    check_positions(config, shape.max_positions)
-    check_layers(config.model, shape, sources.tasks)
-    check_tensor(shape, config.parallel.tensor)
-    check_answers(config, sources.tasks, max_positions=shape.max_positions, zero_stage=settings.stage)
-    if config.data.sampling.strategy == "uncertainty":
-        check_uncertainty(config.data, sources.tasks)
     layers = routed_layers(config.model.moe, shape.num_layers)
     grouping = resolve_grouping(config.structure, sources.tasks, len(layers))
-    check_structure(config, sources.tasks, grouping)
-    check_unit(config, zero_stage=settings.stage)
+    check_agreement(config, tasks=sources.tasks, shape=shape, grouping=grouping, zero_stage=settings.stage)
     if config.checkpoint.format == "deepspeed":
         deepspeed_folder.check(
             settings,

@@ -29,7 +29,6 @@ from distmoe.structure.transfer import check_examples
 from distmoe.training import summary
 from distmoe.training.agreement import Agreement
 from distmoe.training.config import RunConfig
-from distmoe.training.contradictions import check_learning
 from distmoe.training.hosted import Hosted
 from distmoe.training.plan import Plan, make_plan
 from distmoe.training.run_data import RunData, encode
@@ -87,7 +86,6 @@ def _structure(
     learn = config.structure.learn
     if learn is None:
         return None, None
-    check_learning(config, plan.tasks, plan.grouping, zero_stage=plan.settings.stage)
     probe = ProbeSet(data.encoded, num_examples=learn.probe_examples, seed=config.run.seed, split=learn.probe_split)
     if learn.similarity != "cka":
         check_examples(probe.counts(), plan.tasks.names)
