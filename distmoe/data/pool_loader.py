@@ -237,6 +237,9 @@ class PoolLoader:
             chosen = per_rank * (num_ranks if config.sampling.scope == "global" else 1)
             names = [tasks[task].name for task in host.tasks]
             _check_choice(names, available=available, chosen=chosen, quota=config.sampling.quota)
+            share = num_ranks if config.sampling.scope == "rank" else 1
+            for task in host.tasks:
+                _check_quota(tasks[task].name, self._candidates[task] // share, quota=config.sampling.quota)
 
 
 def _check_choice(names: Sequence[str], *, available: int, chosen: int, quota: int) -> None:
@@ -255,6 +258,16 @@ def _check_choice(names: Sequence[str], *, available: int, chosen: int, quota: i
             got=f"data.sampling.quota={quota} for {len(names)} tasks ({listed}), {chosen} examples per choice",
             expected=f"data.sampling.quota <= {chosen // len(names)}",
             remedy="lower data.sampling.quota, or raise data.batch_size",
+        )
+
+
+def _check_quota(name: str, available: int, *, quota: int) -> None:
+    if quota > available:
+        raise ConfigError(
+            f"the quota of uncertainty sampling is larger than what it is taken from: task {name}",
+            got=f"data.sampling.quota={quota}, {available} candidates of {name} per choice",
+            expected=f"data.sampling.quota <= {available}",
+            remedy="lower data.sampling.quota, raise data.sampling.candidates, or give the task more training examples",
         )
 
 

@@ -16,6 +16,7 @@ from distmoe.moe.routing import Routing, TokenContext
 from distmoe.nn.conditional.alignment import ConditionalAlignment
 from distmoe.nn.conditional.build import ConditionalParts
 from distmoe.nn.conditional.conditioning import Conditioning
+from distmoe.nn.conditional.module import conditional_parameters
 from distmoe.nn.conditional.published import PublishedChain
 from distmoe.nn.conditional.task_embedding import TaskConditioner
 from distmoe.nn.embeddings import EncoderEmbeddings
@@ -83,7 +84,8 @@ class Encoder(nn.Module):
         """Leading layers whose output on an example stays as it is: frozen, dense, not conditioned; 0 without any."""
         if _learns(self.embeddings) or self.alignment is not None or self.chain is not None:
             return 0
-        changing = (_learns(layer) or not _is_dense(layer) for layer in self.layers)
+        # A frozen generator still follows the task embeddings, which may learn.
+        changing = (_learns(layer) or not _is_dense(layer) or conditional_parameters(layer) for layer in self.layers)
         return next((index for index, changes in enumerate(changing) if changes), len(self.layers))
 
     def trunk(self, batch: TaskBatch, context: TokenContext) -> Tensor:

@@ -42,7 +42,7 @@ def adjust_scores(scores_N: Scores, task_ids_N: Ids, example_ids_N: Ids, num_cla
     """Returns the scores by which candidates of different tasks are compared.
 
     Args:
-        scores_N: ``entropy / log C`` of classifications, the declared score of regressions.
+        scores_N: ``entropy / log C`` of classifications, the declared score of regressions; +inf stays +inf.
         task_ids_N: Task of each candidate.
         example_ids_N: Example of each candidate; breaks ties inside a task.
         num_classes_N: C of each candidate's task; 1 for a regression, whose score has no log C.
@@ -56,10 +56,12 @@ def adjust_scores(scores_N: Scores, task_ids_N: Ids, example_ids_N: Ids, num_cla
     if kind == "repo":
         logs_N = np.log(np.maximum(num_classes_N, 2))
         adjusted_N = np.where(num_classes_N > 1, scores_N * logs_N / (logs_N + _REPO_EPSILON), scores_N)
-        means = {task: float(adjusted_N[task_ids_N == task].mean()) for task in np.unique(task_ids_N).tolist()}
+        finite_N = np.isfinite(adjusted_N)  # what is not must be looked at, and says nothing about its task
+        finite = {task: adjusted_N[finite_N & (task_ids_N == task)] for task in np.unique(task_ids_N).tolist()}
+        means = {task: float(own.mean()) if len(own) else 0.0 for task, own in finite.items()}
         largest = max(means.values())
         for task, mean in means.items():
-            adjusted_N[task_ids_N == task] *= mean / largest if largest > 0 else 1.0
+            adjusted_N[finite_N & (task_ids_N == task)] *= mean / largest if largest > 0 else 1.0
         return adjusted_N
     for task in np.unique(task_ids_N).tolist():
         places = np.flatnonzero(task_ids_N == task)

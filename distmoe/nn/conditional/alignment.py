@@ -5,11 +5,10 @@ Shape letters: B sequences, S positions, D model width.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from distmoe.nn.conditional.conditioning import Conditioning
-from distmoe.nn.conditional.film import FoldedFilm, film
+from distmoe.nn.conditional.film import film
 from distmoe.nn.conditional.generator import Generator, GeneratorFactory
 from distmoe.nn.conditional.module import ConditionalModule
 
@@ -36,9 +35,3 @@ class ConditionalAlignment(ConditionalModule):
         """Returns gamma and beta of the rows, ``[B, D]`` each."""
         gamma_BD, beta_BD = self.generator(conditioning.task_ids_B, conditioning.input_z_Tk).chunk(2, dim=-1)
         return gamma_BD, beta_BD
-
-    @torch.no_grad()
-    def fold(self, conditioning: Conditioning) -> FoldedFilm:
-        """Returns the constants of the single row of ``conditioning``."""
-        gamma_D, beta_D = (part_1D.squeeze(0) for part_1D in self.generated(conditioning))
-        return FoldedFilm(1 + gamma_D, beta_D)

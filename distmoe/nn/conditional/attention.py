@@ -73,16 +73,12 @@ class ConditionalAttentionBias(ConditionalModule):
         elif len(values_TRs) > len(task_ids_B):
             bias_BQS = self._spread(_of_rows(values_TRs, task_ids_B), length)[:, :num_queries]
         else:
-            bias_BQS = _of_rows(self._spread(values_TRs, length)[:, :num_queries].to(dtype), task_ids_B)
+            # Gathered in float32: its backward pass adds up the rows of a task, and in bf16 that would round at each.
+            bias_BQS = _of_rows(self._spread(values_TRs, length)[:, :num_queries], task_ids_B)
         # Added, not chosen by torch.where, which takes two to three times as long (CPU). Behind a softmax the gradient
         # at -inf is 0 either way.
         forbidden_B11S = torch.zeros_like(mask_B11S, dtype=dtype).masked_fill_(~mask_B11S, float("-inf"))
         return bias_BQS.to(dtype).unsqueeze(1) + forbidden_B11S
-
-    @torch.no_grad()
-    def fold(self, conditioning: Conditioning) -> Tensor:
-        """Returns M ``[L, L]`` (float32) of the single row of ``conditioning``."""
-        return self._spread(self.values(conditioning), self.blocks_Ls.shape[0]).squeeze(0)
 
     def values(self, conditioning: Conditioning) -> Tensor:
         """Returns the block rows of all positions, ``[B, L, s]`` float32."""

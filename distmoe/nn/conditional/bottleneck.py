@@ -5,8 +5,6 @@ Shape letters: B sequences, S positions, D model width, r width of the bottlenec
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -59,28 +57,3 @@ class ConditionalBottleneck(ConditionalModule):
         """Returns gamma and beta of the rows, ``[B, D]`` each."""
         gamma_BD, beta_BD = self.generator(conditioning.task_ids_B, conditioning.z_Tk).chunk(2, dim=-1)
         return gamma_BD, beta_BD
-
-    @torch.no_grad()
-    def fold(self, conditioning: Conditioning) -> FoldedBottleneck:
-        """Returns the plain adapter of the single row of ``conditioning``."""
-        gamma_D, beta_D = (part_1D.squeeze(0) for part_1D in self.generated(conditioning))
-        w_down_rD = self.w_down.float()
-        return FoldedBottleneck(
-            w_down_rD=w_down_rD * (1 + gamma_D),
-            b_down_r=w_down_rD @ beta_D,
-            w_up_Dr=self.w_up.float().clone(),
-            act=self.act,
-        )
-
-
-@dataclass(frozen=True)
-class FoldedBottleneck:
-    """The adapter of one task without a generator: ``h + w_up act(w_down h + b_down)``, float32 tensors."""
-
-    w_down_rD: Tensor
-    b_down_r: Tensor
-    w_up_Dr: Tensor
-    act: Callable[[Tensor], Tensor]
-
-    def __call__(self, h_BSD: Tensor) -> Tensor:
-        return h_BSD + F.linear(self.act(F.linear(h_BSD, self.w_down_rD, self.b_down_r)), self.w_up_Dr)

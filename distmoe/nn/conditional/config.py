@@ -56,7 +56,7 @@ class ConditionalConfig(Section):
     condition_from: Literal["embeddings", "first_trainable"] = Field(
         "embeddings",
         description="embeddings: also what is frozen may be conditioned. first_trainable: nothing below the lowest "
-        "layer that model.freeze leaves trainable, so no gradient crosses the frozen layers.",
+        "layer that model.freeze leaves trainable, so no gradient crosses frozen layers.",
     )
     condition_on: Literal["task", "random_task", "one_task"] = Field(
         "task",

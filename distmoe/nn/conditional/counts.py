@@ -28,7 +28,7 @@ class ParameterShares:
         backbone: Parameters of the unconditioned model.
         added: Parameters on top of it: conditional modules, and heads if the caller counts them.
         frozen_backbone: Frozen ones of the backbone.
-        frozen_added: Frozen ones of the additions; 0 unless something went wrong.
+        frozen_added: Frozen ones of the additions; 0 unless ``model.freeze`` is ``body``.
     """
 
     backbone: int

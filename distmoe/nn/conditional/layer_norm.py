@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from distmoe.nn.conditional.conditioning import Conditioning
-from distmoe.nn.conditional.film import layer_norm_of
 from distmoe.nn.conditional.generator import Generator, GeneratorFactory
 from distmoe.nn.conditional.modulated_norm import modulated_layer_norm
 
@@ -50,12 +49,6 @@ class ConditionalLayerNorm(nn.LayerNorm):
             scale_BD, shift_BD = 1 + gamma_BD, torch.addcmul(beta_BD, bias_D, gamma_BD, value=-1)
         y_BSD = modulated_layer_norm(x_BSD.float(), weight_D, bias_D, scale_BD, shift_BD, eps=self.eps)
         return y_BSD.to(x_BSD.dtype)
-
-    @torch.no_grad()
-    def fold(self, conditioning: Conditioning) -> nn.LayerNorm:
-        """Returns the plain LayerNorm (float32) of the single row of ``conditioning``."""
-        weight_D, bias_D = (part_1D.squeeze(0) for part_1D in self.constants(conditioning))
-        return layer_norm_of(weight_D, bias_D, eps=self.eps)
 
     @torch.no_grad()
     def constants(self, conditioning: Conditioning) -> tuple[Tensor, Tensor]:

@@ -101,8 +101,3 @@ class TaskConditioner(ConditionalModule):
             return Conditioning(task_ids_B, None, None)
         z_Tk = self.table(task_ids_B)
         return Conditioning(task_ids_B, z_Tk if self.projection is None else self.projection(z_Tk), z_Tk)
-
-    def of_task(self, task_id: int) -> Conditioning:
-        """The conditioning of a single row of ``task_id``: what folding needs."""
-        parameter = next(self.parameters(), None)
-        return self(torch.tensor([task_id], device=None if parameter is None else parameter.device))

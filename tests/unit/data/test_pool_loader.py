@@ -96,6 +96,19 @@ def test_a_quota_reaches_every_task():
     assert np.bincount(tasks).tolist() == [4, 4, 4]
 
 
+@pytest.mark.parametrize(("scope", "available"), [("global", 6), ("rank", 3)])
+def test_a_quota_above_the_candidates_of_a_task_is_refused(scope, available):
+    sampling = SamplingConfig(strategy="uncertainty", quota=available + 1, scope=scope)
+    config = DataConfig(batch_size=24, sampling=sampling)
+    with pytest.raises(
+        ConfigError, match=rf"larger than what it is taken from: task t2\n.*{available} candidates of t2"
+    ):
+        PoolLoader(
+            toy.encoded((30, 90, 6)), tasks=toy.tasks(3), config=config, placement=toy.placement([(2, (0, 1, 2))]), rank=0,
+            seed=0,
+        )  # fmt: skip
+
+
 def test_resume_repeats_the_next_twenty_choices():
     original = loaders([(2, (0, 1, 2))])
     for _ in range(7):

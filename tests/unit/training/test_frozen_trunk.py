@@ -140,6 +140,7 @@ def test_a_placeholder_passes_through_all_layers() -> None:
         ({"freeze": "embeddings"}, 0),
         ({"freeze": "none", "conditional": None}, 0),
         ({"freeze": [1], "conditional": None}, 0),
+        ({"freeze": "body", "conditional": ConditionalConfig.model_validate({"alignment": {"enabled": False}})}, 1),
         ({"conditional": ConditionalConfig()}, 0),  # the alignment acts on the embeddings
         ({"moe": moe_config("fixed", layers="all"), "conditional": None}, 0),
         (

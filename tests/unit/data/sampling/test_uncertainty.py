@@ -71,6 +71,14 @@ def test_a_pool_without_any_uncertainty_is_no_division_by_zero():
     assert adjust_scores(np.zeros(3), np.array([0, 1, 1]), np.arange(3), np.full(3, 2), "repo").tolist() == [0.0] * 3
 
 
+def test_a_score_that_is_not_finite_leaves_the_others_as_they_are():
+    tasks, classes = np.array([0, 0, 1, 1]), np.array([1, 1, 1, 1])
+    scores = np.array([0.9, 0.8, np.inf, 0.1])
+    found = adjust_scores(scores, tasks, np.arange(4), classes, "repo")
+    assert found == pytest.approx([0.9, 0.8, np.inf, 0.1 * 0.1 / 0.85])
+    assert choose(found, tasks, np.arange(4), count=2).tolist() == [2, 0]
+
+
 def test_task_ranks_by_hand():
     tasks = np.array([0, 0, 0, 1])
     found = adjust_scores(np.array([0.5, 0.1, 0.5, 0.9]), tasks, np.array([7, 1, 2, 0]), np.full(4, 2), "task_rank")

@@ -91,7 +91,7 @@ def test_with_zero_blocks_the_vector_form_repeats_one_row() -> None:
     bias, conditioner = make("vector")
     with torch.no_grad():
         bias.blocks_Ls.zero_()
-    M_SS = bias.fold(conditioner.of_task(1))
+    M_SS = bias(conditioner(torch.tensor([1])), everything(1, L), dtype=torch.float32)[0, 0]
     assert torch.equal(M_SS[0, :3], M_SS[2, :3])
     assert torch.equal(M_SS[0, :3], M_SS[4, 3:6])
 
@@ -128,7 +128,7 @@ def test_packed_documents_read_their_own_positions(form: AttentionForm) -> None:
     positions_1S = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3]])
     mask_11SS = (document_S[:, None] == document_S)[None, None]
     packed = bias(conditioning, mask_11SS, dtype=torch.float32, positions_BS=positions_1S)[0, 0]
-    M = bias.fold(conditioning)
+    M = bias(conditioning, everything(1, L), dtype=torch.float32)[0, 0]
     torch.testing.assert_close(packed[:5, :5], M[:5, :5], atol=0, rtol=0)
     torch.testing.assert_close(packed[5:, 5:], M[:4, :4], atol=0, rtol=0)
     assert packed[:5, 5:].eq(float("-inf")).all()

@@ -141,7 +141,7 @@ def test_the_published_blocks_cover_the_published_share_of_positions(size: str, 
     )
     torch.nn.init.ones_(bias.blocks_Ls)
     torch.nn.init.zeros_(bias.generator.table_Tm)
-    conditioning = TaskConditioner(1, None).of_task(0)
+    conditioning = TaskConditioner(1, None)(torch.tensor([0]))
     M_SS = bias(conditioning, torch.ones(1, 1, 1, 128, dtype=torch.bool), dtype=torch.float32)[0, 0]
     assert round(100 * M_SS.count_nonzero().item() / 128**2, 1) == share
 
