@@ -2,5 +2,6 @@
 
 from distmoe.config.overrides import apply_overrides
 from distmoe.config.section import Section, build, describe
+from distmoe.config.yaml_values import read_yaml
 
-__all__ = ["Section", "apply_overrides", "build", "describe"]
+__all__ = ["Section", "apply_overrides", "build", "describe", "read_yaml"]

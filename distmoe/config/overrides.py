@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from distmoe.config.yaml_values import read_yaml
 from distmoe.errors import ConfigError
 
 
@@ -15,7 +16,8 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
     """Returns a copy of ``values`` with every ``a.b.c=value`` applied; values are read as YAML scalars or lists.
 
     Raises:
-        ConfigError: If an override has no ``=``, no section, or descends into something that is not a section.
+        ConfigError: If an override has no ``=``, no section, descends into something that is not a section, or has a
+            value that is no YAML.
     """
     merged = deepcopy(dict(values))
     for override in overrides:
@@ -41,13 +43,18 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
                     remedy="remove the part after it",
                 )
             node = child
-        node[leaf] = _read(text)
+        node[leaf] = _read(override, text)
     return merged
 
 
-def _read(text: str) -> Any:
-    """YAML 1.1 reads 1e-4 as a string; numbers are tried first so that ``optimizer.lr=1e-4`` is a number."""
+def _read(override: str, text: str) -> Any:
     try:
-        return float(text) if any(c in text for c in ".eE") and text.strip() == text else yaml.safe_load(text)
-    except ValueError:
-        return yaml.safe_load(text)
+        return read_yaml(text)
+    except yaml.YAMLError as failure:
+        raise ConfigError(
+            "the value of an override cannot be read",
+            got=override,
+            expected="a number, a text, null, a [list], or a {key: mapping}, as in YAML",
+            remedy=f'quote what is meant as text: {override.partition("=")[0]}="..." '
+            f"({getattr(failure, 'problem', None) or 'not YAML'})",
+        ) from failure

@@ -100,7 +100,9 @@ def _check_counts(config: RunConfig, moe: MoEConfig) -> None:
         (key for key in ("experts_per_task", "experts_per_task_group") if getattr(moe, key) is not None), "num_experts"
     )
     choice = getattr(moe, key)
-    if moe.top_k > choice:
+    # A task group has as many experts per task as it has tasks; only learning begins with tasks on their own.
+    grows = key == "experts_per_task" and config.structure.learn is None
+    if moe.top_k > choice and not grows:
         raise ConfigError(
             "a token cannot choose more experts than there are",
             got=f"model.moe.top_k={moe.top_k}, model.moe.{key}={choice}",

@@ -12,14 +12,13 @@ starts from (a shipped name, or a path relative to the file that says so)::
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from distmoe.config import apply_overrides, build
+from distmoe.config import apply_overrides, build, read_yaml
 from distmoe.errors import ConfigError
 from distmoe.recipes.contradictions import check
 from distmoe.training.config import RunConfig
@@ -27,17 +26,6 @@ from distmoe.training.config import RunConfig
 DEFAULT_RECIPE = "demo"
 
 _FOLDER = Path(__file__).parent
-
-
-class _RecipeLoader(yaml.SafeLoader):
-    """YAML 1.1 reads ``1e-4`` as text; here it is a number, as on the command line."""
-
-
-_RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
 
 
 def available() -> list[str]:
@@ -107,7 +95,7 @@ def _load(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_RecipeLoader)
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as failure:
         raise ConfigError(
             f"recipe {path} is not YAML",

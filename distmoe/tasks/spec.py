@@ -98,6 +98,13 @@ class TaskSpec:
                     remedy='list them under "labels" in its task.json',
                 )
             self._check_metric("classification with a metric for numbers", _CLASS_METRICS)
+            if self.metric == "f1" and self.positive_label not in range(len(self.labels)):
+                raise DataError(
+                    f"{where} has no class of the number that f1 counts as positive",
+                    got=f"positive_label {self.positive_label!r}, {len(self.labels)} labels",
+                    expected=f"0 to {len(self.labels) - 1}",
+                    remedy='correct "positive_label" in its task.json',
+                )
         if self.kind == "pair_classification" and not self.pair:
             object.__setattr__(self, "pair", True)
 

@@ -77,7 +77,7 @@ class LocalSource(TaskSource):
             pair=bool(values.get("pair", False)),
             family=values.get("family"),
             description=values.get("description"),
-            positive_label=int(values.get("positive_label", 1)),
+            positive_label=values.get("positive_label", 1),
         )
         self._require_splits(folder, spec)
         return spec

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from distmoe.config import apply_overrides
@@ -18,6 +20,7 @@ from distmoe.errors import ConfigError
         ("true", True),
         ("odd", "odd"),
         ("[1, 3]", [1, 3]),
+        ("[1e-1, 2]", [0.1, 2]),
         ("../shared/data", "../shared/data"),
         ("a=b", "a=b"),
         ("", None),
@@ -27,6 +30,12 @@ def test_a_value_is_read_as_yaml_and_short_exponents_as_numbers(text, value):
     merged = apply_overrides({}, [f"a.b={text}"])["a"]["b"]
     assert merged == value
     assert type(merged) is type(value)
+
+
+@pytest.mark.parametrize("text", ["[a, b", "a: b: c", "@x"])
+def test_a_value_that_is_no_yaml_is_refused(text):
+    with pytest.raises(ConfigError, match=rf"cannot be read\n +got: +a\.b={re.escape(text)}\n[\s\S]*quote"):
+        apply_overrides({}, [f"a.b={text}"])
 
 
 def test_later_overrides_win_and_the_given_values_stay_as_they_were():

@@ -100,13 +100,10 @@ def test_a_quota_reaches_every_task():
 def test_a_quota_above_the_candidates_of_a_task_is_refused(scope, available):
     sampling = SamplingConfig(strategy="uncertainty", quota=available + 1, scope=scope)
     config = DataConfig(batch_size=24, sampling=sampling)
-    with pytest.raises(
-        ConfigError, match=rf"larger than what it is taken from: task t2\n.*{available} candidates of t2"
-    ):
-        PoolLoader(
-            toy.encoded((30, 90, 6)), tasks=toy.tasks(3), config=config, placement=toy.placement([(2, (0, 1, 2))]), rank=0,
-            seed=0,
-        )  # fmt: skip
+    message = rf"larger than what it is taken from: task t2\n.*{available} candidates of t2"
+    data, placement = toy.encoded((30, 90, 6)), toy.placement([(2, (0, 1, 2))])
+    with pytest.raises(ConfigError, match=message):
+        PoolLoader(data, tasks=toy.tasks(3), config=config, placement=placement, rank=0, seed=0)
 
 
 def test_resume_repeats_the_next_twenty_choices():

@@ -176,3 +176,10 @@ def test_a_contradiction_is_refused(recipe, overrides, message):
 )
 def test_a_near_miss_is_accepted(recipe, overrides):
     resolve(recipe, overrides)
+
+
+def test_a_task_group_may_have_more_experts_than_each_of_its_tasks():
+    pooled = ["model.moe.experts_per_task=1", "model.moe.top_k=2", "structure.grouping=one"]
+    assert resolve("demo", pooled).model.moe.top_k == 2
+    with pytest.raises(ConfigError, match=r"more experts than there are[\s\S]*experts_per_task=1"):
+        resolve("task_moe_learned", ["model.moe.experts_per_task_group=null", *pooled[:2], "model.moe.top_k=2"])
