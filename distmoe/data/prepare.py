@@ -18,6 +18,7 @@ from distmoe.data.config import DataConfig
 from distmoe.data.encoded import AnySplit, EncodedSplit, EncodedTasks
 from distmoe.data.indexed.documents import build_set
 from distmoe.data.indexed.sets import open_windows, read_pairs
+from distmoe.data.indexed.tokens import check_prompt
 from distmoe.data.indexed.windows import WindowSplit
 from distmoe.data.preprocess import encode_pairs, encode_split, join_pairs
 from distmoe.data.shift import SHIFT_VERSION, Shift, shift_examples
@@ -218,13 +219,7 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, tasks: TaskSet, config:
             expected="a tokenizer with a separator, such as BERT's",
             remedy=f"set data.tokenizer to one, or leave {pair!r} out of tasks.names",
         )
-    if "{text}" not in config.prompt:
-        raise ConfigError(
-            "data.prompt has no place for the text",
-            got=repr(config.prompt),
-            expected="a template with {text}",
-            remedy="put {text} into data.prompt",
-        )
+    check_prompt(config.prompt, key="data.prompt")
     if config.max_length < specials + 2:
         raise ConfigError(
             "data.max_length leaves no room for two texts",

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from distmoe.data.indexed.files import SetInfo, exists, read_info, write_info
 from distmoe.data.indexed.part import TokenPart
-from distmoe.data.indexed.tokens import end_token_id
+from distmoe.data.indexed.tokens import check_prompt, end_token_id
 from distmoe.data.indexed.workers import Pool, Texts, Tokenizing, array_path
 from distmoe.data.indexed.writer import IndexedWriter, TokenType, choose_dtype
 from distmoe.data.sources.documents import Unit, check_file, count_documents, read_documents
@@ -65,9 +65,13 @@ def preprocess(job: PreprocessJob, *, restart: bool = False) -> SetInfo:
         restart: Throws away what another call has left, also a finished set.
 
     Raises:
-        ConfigError: If the vocabulary does not fit the number type, or there are parts or a set of another job.
+        ConfigError: If the template of prompts has no place for the text, the vocabulary does not fit the number
+            type, or there are parts or a set of another job.
         DataError: If an input cannot be read, or no document has text.
     """
+    has_targets = len(job.columns) > 1
+    if has_targets:
+        check_prompt(job.prompt, key="--prompt")
     for path in job.inputs:
         check_file(path)
     tokenizer = load_tokenizer(job.tokenizer)
@@ -76,7 +80,7 @@ def preprocess(job: PreprocessJob, *, restart: bool = False) -> SetInfo:
         tokenizer=fingerprint(tokenizer),
         vocab_size=len(tokenizer),
         end_token_id=end_token_id(tokenizer),
-        has_targets=len(job.columns) > 1,
+        has_targets=has_targets,
         num_documents=0,
         num_empty=0,
         num_tokens=0,

@@ -105,6 +105,12 @@ def test_pairs_are_prompt_and_target_with_the_end_token(job):
     assert [prompt.tolist() for prompt, _ in pairs] == [TOKENIZER(text)["input_ids"] for text in texts]
 
 
+def test_a_template_without_a_place_for_the_text_is_refused_for_pairs(job):
+    with pytest.raises(ConfigError, match=r"--prompt has no place for the text[\s\S]*'Answer:'"):
+        preprocess(replace(job, columns=("text", "target"), prompt="Answer:"))
+    assert preprocess(replace(job, prompt="Answer:")).num_documents == 29  # plain documents have no prompt
+
+
 def test_a_vocabulary_that_does_not_fit_is_refused_before_any_input_is_read(job, monkeypatch):
     monkeypatch.setattr(type(TOKENIZER), "__len__", lambda self: 70_000)
     with pytest.raises(ConfigError, match="70000 tokens as uint16"):
