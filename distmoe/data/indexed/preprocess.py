@@ -85,6 +85,7 @@ def preprocess(job: PreprocessJob, *, restart: bool = False) -> SetInfo:
         num_empty=0,
         num_tokens=0,
         content=_content(job, np.dtype(dtype).name),
+        prompt=job.prompt if has_targets else None,
     )
     parts = Path(f"{job.prefix}.parts")
     if restart:
@@ -92,7 +93,7 @@ def preprocess(job: PreprocessJob, *, restart: bool = False) -> SetInfo:
     elif exists(job.prefix):
         return _finished(job.prefix, blank)
     _claim(parts, blank)
-    infos = _write_parts(job, parts, Tokenizing(tokenizer, job.prompt if blank.has_targets else None, dtype, blank))
+    infos = _write_parts(job, parts, Tokenizing(tokenizer, blank.prompt, dtype, blank))
     if not any(info.num_documents for info in infos):
         raise DataError(
             "no document has text",

@@ -121,10 +121,10 @@ def test_mixed_rows_and_a_placeholder_have_the_same_fields(tmp_path):
     assert lone.labels_BS.tolist() == [[NO_LOSS]]
 
 
-def test_an_indexed_generation_set_gives_what_its_texts_give(tmp_path):
+def an_indexed_folder(tmp_path):
     from distmoe.data.indexed.preprocess import PreprocessJob, preprocess
 
-    root = a_folder(tmp_path)
+    a_folder(tmp_path)
     TOKENIZER.save_pretrained(str(tmp_path / "tokenizer"))
     preprocess(
         PreprocessJob(
@@ -135,11 +135,32 @@ def test_an_indexed_generation_set_gives_what_its_texts_give(tmp_path):
         )
     )
     task = IndexedTaskConfig(kind="generation", metric="exact_match", train="turn_train", validation="turn_train")
-    source = load_tasks(TasksConfig(source="indexed", indexed={"turn": task}), DataConfig(root=str(tmp_path)))[1]
-    (_, from_set), (_, from_text) = encode(source, tmp_path), encode(LocalSource(root), tmp_path)
+    return load_tasks(TasksConfig(source="indexed", indexed={"turn": task}), DataConfig(root=str(tmp_path)))[1]
+
+
+def test_an_indexed_generation_set_gives_what_its_texts_give(tmp_path):
+    source = an_indexed_folder(tmp_path)
+    (_, from_set), (_, from_text) = encode(source, tmp_path), encode(LocalSource(str(tmp_path / "root")), tmp_path)
     assert from_set.train[0].input_ids_T.tolist() == from_text.train[0].input_ids_T.tolist()
     assert from_set.train[0].prompt_lengths_N.tolist() == from_text.train[0].prompt_lengths_N.tolist()
     assert from_set.train[0].references == (("w2 w1",), ("w4",))
+
+
+def test_a_set_of_another_template_of_prompts_is_refused_also_where_its_tokens_are_cached(tmp_path):
+    source = an_indexed_folder(tmp_path)
+    encode(source, tmp_path)
+    with pytest.raises(
+        DataError, match=r"task 'turn', train: .*another template[\s\S]*'\{text\}\\n'[\s\S]*='Q: \{text\}'"
+    ):
+        encode(source, tmp_path, prompt="Q: {text}")
+    described = tmp_path / "turn_train.json"
+    values = json.loads(described.read_text())
+    described.write_text(json.dumps(values | {"prompt": "Q: {text}"}))
+    with pytest.raises(DataError, match="prompts of another template"):
+        encode(source, tmp_path)
+    del values["prompt"]  # a set of an older distmoe: its template is not known
+    described.write_text(json.dumps(values))
+    assert len(encode(source, tmp_path)[1].train[0]) == 2
 
 
 def test_sets_of_another_tokenizer_are_refused_between_tasks(tmp_path):

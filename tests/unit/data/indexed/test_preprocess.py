@@ -98,9 +98,10 @@ def test_parts_of_another_call_are_not_mixed_in(job, monkeypatch):
 
 def test_pairs_are_prompt_and_target_with_the_end_token(job):
     info = preprocess(replace(job, columns=("text", "target")))
-    pairs = read_pairs({str(job.prefix): 0.0}, TOKENIZER, where="task")
+    pairs = read_pairs({str(job.prefix): 0.0}, TOKENIZER, prompt=job.prompt, where="task")
     texts = [text for index, text in enumerate(documents(30)) if index != 4]
     assert info.has_targets
+    assert info.prompt == job.prompt == "{text}\n"
     assert [target.tolist() for _, target in pairs] == [[*ids("w1 w2"), END]] * 29
     assert [prompt.tolist() for prompt, _ in pairs] == [TOKENIZER(text)["input_ids"] for text in texts]
 

@@ -106,10 +106,10 @@ def test_a_foreign_set_with_ids_outside_the_vocabulary_is_refused(tmp_path):
 def test_documents_are_no_pairs(tmp_path):
     build_set(tmp_path / "own", lambda: [("w1 w2",)], TOKENIZER)
     with pytest.raises(DataError, match=r"another kind of task[\s\S]*plain documents[\s\S]*--target_key"):
-        read_pairs({str(tmp_path / "own"): 0.0}, TOKENIZER, where="task")
+        read_pairs({str(tmp_path / "own"): 0.0}, TOKENIZER, prompt="{text}", where="task")
     theirs = write_by_megatron(tmp_path / "theirs", [[1, 2]])
     with pytest.raises(DataError, match=r"not a set of pairs[\s\S]*document 0 with 1 sequences"):
-        read_pairs({theirs: 0.0}, TOKENIZER, where="task")
+        read_pairs({theirs: 0.0}, TOKENIZER, prompt="{text}", where="task")
 
 
 def test_a_cut_file_and_a_missing_set_are_refused(tmp_path):
