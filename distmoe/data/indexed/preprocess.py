@@ -27,7 +27,10 @@ from distmoe.data.indexed.workers import Pool, Texts, Tokenizing, array_path
 from distmoe.data.indexed.writer import IndexedWriter, TokenType, choose_dtype
 from distmoe.data.sources.documents import Unit, check_file, count_documents, read_documents
 from distmoe.errors import ConfigError, DataError
+from distmoe.log import get_logger
 from distmoe.tokenization import fingerprint, load_tokenizer
+
+_logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +135,22 @@ def _write_parts(job: PreprocessJob, parts: Path, tokenizing: Tokenizing) -> lis
 
 
 def _cut(job: PreprocessJob) -> Iterator[list[Texts]]:
-    texts = (
-        document.texts for path in job.inputs for document in read_documents(path, columns=job.columns, unit=job.unit)
-    )
+    texts = _texts(job)
     return iter(lambda: list(itertools.islice(texts, job.part_documents)), [])
+
+
+def _texts(job: PreprocessJob) -> Iterator[Texts]:
+    is_told = len(job.columns) < 2  # without targets there is nothing that references could be compared with
+    for path in job.inputs:
+        for document in read_documents(path, columns=job.columns, unit=job.unit):
+            if document.has_references and not is_told:
+                is_told = True
+                _logger.warning(
+                    "%s has references, which an indexed set does not keep: answers are scored against the target "
+                    "alone. Use tasks.source=local to score against all of them.",
+                    document.where,
+                )
+            yield document.texts
 
 
 def _count(bar: tqdm, infos: dict[int, SetInfo], index: int, info: SetInfo) -> None:

@@ -106,6 +106,19 @@ def test_pairs_are_prompt_and_target_with_the_end_token(job):
     assert [prompt.tolist() for prompt, _ in pairs] == [TOKENIZER(text)["input_ids"] for text in texts]
 
 
+def test_references_are_named_as_left_out_once_and_only_where_there_are_targets(job, caplog):
+    rows = [
+        {"text": "w1", "target": "w2"} | more for more in ({}, {"references": ["w2", "w3"]}, {"references": ["w4"]})
+    ]
+    job.inputs[0].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with caplog.at_level("WARNING", logger="distmoe"):
+        preprocess(job, restart=True)
+        assert caplog.messages == []
+        preprocess(replace(job, columns=("text", "target")), restart=True)
+    (told,) = caplog.messages
+    assert told.startswith(f"{job.inputs[0]}:2 has references")
+
+
 def test_a_template_without_a_place_for_the_text_is_refused_for_pairs(job):
     with pytest.raises(ConfigError, match=r"--prompt has no place for the text[\s\S]*'Answer:'"):
         preprocess(replace(job, columns=("text", "target"), prompt="Answer:"))
