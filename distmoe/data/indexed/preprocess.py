@@ -24,7 +24,7 @@ from distmoe.data.indexed.files import SetInfo, exists, read_info, write_info
 from distmoe.data.indexed.part import TokenPart
 from distmoe.data.indexed.tokens import check_prompt, end_token_id
 from distmoe.data.indexed.workers import Pool, Texts, Tokenizing, array_path
-from distmoe.data.indexed.writer import IndexedWriter, TokenType, choose_dtype
+from distmoe.data.indexed.writer import IndexedWriter, TokenType, choose_dtype, remove_leftovers
 from distmoe.data.sources.documents import Unit, check_file, count_documents, read_documents
 from distmoe.errors import ConfigError, DataError
 from distmoe.log import get_logger
@@ -94,7 +94,10 @@ def preprocess(job: PreprocessJob, *, restart: bool = False) -> SetInfo:
     if restart:
         _remove(job.prefix, parts)
     elif exists(job.prefix):
-        return _finished(job.prefix, blank)
+        whole = _finished(job.prefix, blank)
+        if _is_claimed(parts, blank):  # killed when only the folder was left to be removed
+            shutil.rmtree(parts)
+        return whole
     _claim(parts, blank)
     infos = _write_parts(job, parts, Tokenizing(tokenizer, blank.prompt, dtype, blank))
     if not any(info.num_documents for info in infos):
@@ -104,11 +107,13 @@ def preprocess(job: PreprocessJob, *, restart: bool = False) -> SetInfo:
             expected="one document with text or more",
             remedy="check the files, --key and --unit",
         )
+    whole = _sum(blank, infos)
+    remove_leftovers(job.prefix)
     with IndexedWriter(job.prefix, dtype=dtype) as writer:
         for index in range(len(infos)):
             writer.add(TokenPart.load(array_path(_part(parts, index))))
-    whole = _sum(blank, infos)
-    write_info(job.prefix, whole)
+        # Before the set is in place: killed in between, it would be taken for another program's.
+        write_info(job.prefix, whole)
     shutil.rmtree(parts)
     return whole
 
@@ -182,18 +187,27 @@ def _content(job: PreprocessJob, dtype: str) -> str:
 
 def _claim(parts: Path, blank: SetInfo) -> None:
     """Marks the folder of parts as this job's, or finds it to be."""
-    mark = parts / "job.json"
+    mark = _mark(parts)
     parts.mkdir(parents=True, exist_ok=True)
-    if mark.is_file():
-        if json.loads(mark.read_text(encoding="utf-8")) != asdict(blank):
-            raise ConfigError(
-                f"{parts} holds the parts of another call",
-                got="other inputs, tokenizer or settings than now",
-                expected="the call that was interrupted",
-                remedy="repeat that call, or add --restart to throw its parts away",
-            )
-        return
-    mark.write_text(json.dumps(asdict(blank)), encoding="utf-8")
+    if not mark.is_file():
+        mark.write_text(json.dumps(asdict(blank)), encoding="utf-8")
+    elif not _is_claimed(parts, blank):
+        raise ConfigError(
+            f"{parts} holds the parts of another call",
+            got="other inputs, tokenizer or settings than now",
+            expected="the call that was interrupted",
+            remedy="repeat that call, or add --restart to throw its parts away",
+        )
+
+
+def _is_claimed(parts: Path, blank: SetInfo) -> bool:
+    """Whether the folder of parts is this job's."""
+    mark = _mark(parts)
+    return mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == asdict(blank)
+
+
+def _mark(parts: Path) -> Path:
+    return parts / "job.json"
 
 
 def _finished(prefix: Path, blank: SetInfo) -> SetInfo:
@@ -210,5 +224,6 @@ def _finished(prefix: Path, blank: SetInfo) -> SetInfo:
 
 def _remove(prefix: Path, parts: Path) -> None:
     shutil.rmtree(parts, ignore_errors=True)
+    remove_leftovers(prefix)
     for suffix in (".idx", ".json", ".bin"):
         Path(f"{prefix}{suffix}").unlink(missing_ok=True)

@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -73,6 +74,39 @@ def test_a_killed_call_goes_on_with_the_parts_that_are_missing(job, tmp_path, mo
         assert (tmp_path / f"set{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
     assert preprocess(job) == read_info(job.prefix)
     assert written == [3, 4, 5, 6, 7]
+
+
+def test_a_call_killed_around_the_last_step_is_repeated(job, tmp_path, monkeypatch):
+    preprocess(replace(job, prefix=tmp_path / "whole"))
+    put = os.replace
+
+    def dies_behind(suffix):
+        def replaces(source, target):
+            put(source, target)
+            if str(target) == f"{job.prefix}{suffix}":
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr("distmoe.data.indexed.writer.os.replace", replaces)
+
+    for suffix in (".bin", ".idx"):
+        dies_behind(suffix)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess(job)
+    monkeypatch.setattr("distmoe.data.indexed.writer.os.replace", put)
+    assert (tmp_path / "set.parts").is_dir()
+    assert preprocess(job) == read_info(tmp_path / "whole")
+    for suffix in (".bin", ".idx", ".json"):
+        assert (tmp_path / f"set{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+    assert not (tmp_path / "set.parts").exists()
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_what_a_killed_writer_left_aside_is_removed_and_nothing_else(job, tmp_path, restart):
+    others = [".settle.0123456789ab.bin", ".set.0123456789ab.npz", ".set.notes.bin"]
+    for name in (".set.0123456789ab.bin", ".set.ba9876543210.idx", *others):
+        (tmp_path / name).write_bytes(b"x")
+    preprocess(job, restart=restart)
+    assert sorted(path.name for path in tmp_path.glob(".set*")) == sorted(others)
 
 
 @pytest.mark.slow
