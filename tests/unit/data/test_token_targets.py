@@ -1,6 +1,7 @@
 """From text and target, or from documents, to what the model is asked for."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -213,6 +214,29 @@ def test_a_missing_set_is_refused_before_anything_is_read(tmp_path):
     task = IndexedTaskConfig(train="nowhere", validation="nowhere")
     with pytest.raises(DataError, match=r"task 'prose' has no indexed set for train[\s\S]*preprocess_indexed"):
         load_tasks(TasksConfig(source="indexed", indexed={"prose": task}), DataConfig(root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("weights", [{"a": 0.0, "b": 0.0}, {"a": 1.0, "b": -0.5}, {"a": float("nan"), "b": 1.0}])
+def test_weights_of_a_blend_are_above_zero(tmp_path, weights):
+    task = IndexedTaskConfig(train=weights, validation="a")
+    with pytest.raises(DataError, match=r"weights that are no shares[\s\S]*above 0[\s\S]*tasks\.indexed\.prose\.train"):
+        load_tasks(TasksConfig(source="indexed", indexed={"prose": task}), DataConfig(root=str(tmp_path)))
+
+
+def test_the_fingerprint_of_a_set_sees_size_and_time_of_its_ids(tmp_path):
+    path = tmp_path / "a.bin"
+    write_by_megatron(tmp_path / "a", [[7, 8, END]])
+    task = IndexedTaskConfig(train="a", validation="a")
+    source = load_tasks(TasksConfig(source="indexed", indexed={"prose": task}), DataConfig(root=str(tmp_path)))[1]
+    time = path.stat().st_mtime_ns
+    before = source.fingerprint("prose", "train")
+    os.utime(path, ns=(time + 1, time + 1))
+    assert source.fingerprint("prose", "train") != before
+    os.utime(path, ns=(time, time))
+    assert source.fingerprint("prose", "train") == before
+    path.write_bytes(path.read_bytes()[:-2])
+    os.utime(path, ns=(time, time))
+    assert source.fingerprint("prose", "train") != before
 
 
 def test_pairs_have_no_weights(tmp_path):

@@ -121,6 +121,21 @@ def test_a_cut_file_and_a_missing_set_are_refused(tmp_path):
         open_set(path)
 
 
+@pytest.mark.parametrize("suffix", [".bin", ".idx", ".json"])
+def test_a_damaged_set_of_the_cache_is_built_again_and_a_whole_one_is_not(tmp_path, suffix):
+    def build():
+        built = []
+        build_set(tmp_path / "set", lambda: built.append(1) or [("w1 w2 w3",)], TOKENIZER)
+        return bool(built)
+
+    file = tmp_path / f"set{suffix}"
+    assert [build(), build()] == [True, False]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-2])
+    assert [build(), build()] == [True, False]
+    assert file.read_bytes() == whole
+
+
 def test_a_damaged_description_is_refused(tmp_path):
     path = write_by_megatron(tmp_path / "set", [[1, 2, 3]])
     assert read_info(path) is None
