@@ -4,7 +4,8 @@
 python tools/generate.py runs/lm_corpora/checkpoints/step_400 --task shakespeare "ROMEO:" data.root=SETS
 python tools/generate.py runs/gen_tasks/checkpoints/step_600 --task reverse "drabo kiflu"
 
-A generation task's text is put into the run's prompt template; a corpus is continued as it stands.
+A generation task's text is put into the run's prompt template; a corpus is continued as it stands. An answer ends at
+the model's context, as with tools/predict.py.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from distmoe import log
 from distmoe.data.indexed.tokens import end_token_id, fill_prompt
 from distmoe.errors import ConfigError, DistmoeError
 from distmoe.models.generation import Prompt, generate
@@ -25,14 +27,16 @@ from distmoe.models.sampling import Sampling
 from distmoe.seed import generator
 from distmoe.training.from_checkpoint import Loaded, load_checkpoint
 
+_logger = log.get_logger("tools.generate")
+
 
 def continue_texts(
     loaded: Loaded, *, task: str, texts: list[str], max_new_tokens: int, sampling: Sampling, seed: int
 ) -> list[str]:
-    """Returns what follows each text.
+    """Returns what follows each text, at most up to the model's context.
 
     Raises:
-        ConfigError: If the checkpoint is no language model, a text has no token, or the context is too short.
+        ConfigError: If the checkpoint is no language model, or a text has no token or fills the context.
         DataError: If there is no such task.
     """
     model, tokenizer, tasks = loaded.model, loaded.sources.tokenizer, loaded.sources.tasks
@@ -45,27 +49,37 @@ def continue_texts(
         )
     task_id = tasks.id_of(task)
     is_pair = tasks[task_id].kind == "generation"
-    prompts = []
+    context = model.shape.max_positions
+    prompts, limits = [], []
     for text in texts:
         shown = fill_prompt(loaded.config.data.prompt, text) if is_pair else text
         ids = tokenizer(shown, add_special_tokens=is_pair)["input_ids"]
-        if not ids:
+        room = context - len(ids)
+        if not ids or room < 1:
             raise ConfigError(
-                "a prompt has no token",
-                got=repr(text),
-                expected="a text of one token or more",
-                remedy="give the model something to continue",
+                "a text leaves nothing to generate",
+                got=f"{len(ids)} tokens of prompt: {text[:60]!r}",
+                expected=f"1 to {context - 1}",
+                remedy="give another text",
             )
+        if room < max_new_tokens:
+            _logger.warning("the context of %d tokens leaves %d to the answer to %r", context, room, text[:60])
         prompts.append(Prompt(ids, task_id))
-    found = generate(
-        model.eval(),
-        prompts,
-        max_new_tokens=max_new_tokens,
-        end_token_ids=(end_token_id(tokenizer),),
-        sampling=sampling,
-        generator=generator(seed, "generate"),
-    )
-    return [str(tokenizer.decode(ids)) for ids in found]
+        limits.append(min(max_new_tokens, room))
+    draws = generator(seed, "generate")
+    answers: dict[int, str] = {}
+    for limit in sorted(set(limits), reverse=True):
+        rows = [row for row, own in enumerate(limits) if own == limit]
+        found = generate(
+            model.eval(),
+            [prompts[row] for row in rows],
+            max_new_tokens=limit,
+            end_token_ids=(end_token_id(tokenizer),),
+            sampling=sampling,
+            generator=draws,
+        )
+        answers |= {row: str(tokenizer.decode(ids)) for row, ids in zip(rows, found, strict=True)}
+    return [answers[row] for row in range(len(texts))]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,7 +87,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, help="folder step_N of a run")
     parser.add_argument("rest", nargs="+", metavar="TEXT | section.key=value", help="prompts, and overrides of the run")
     parser.add_argument("--task", required=True, help="whose experts and head continue the texts")
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="longest continuation (default: 64)")
+    parser.add_argument(
+        "--max_new_tokens",
+        type=int,
+        default=64,
+        help="longest continuation (default: 64)",
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): the most probable token")
     parser.add_argument("--top_k", type=int, help="draw from so many most probable tokens only")
     parser.add_argument("--top_p", type=float, default=1.0, help="draw from tokens that have this probability together")

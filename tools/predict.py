@@ -28,14 +28,15 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_intermixed_args()
-    if not (arguments.folder / "config.json").is_file():
+    listed = _read_tasks(arguments.folder)
+    if listed is None:
         return _fail(
             "not an exported model",
             arguments.folder,
-            "a folder with config.json",
+            "a folder whose config.json names tasks",
             "export one: python tools/convert_to_hf.py runs/NAME/checkpoints/step_N OUT",
         )
-    tasks = {task["name"]: task for task in _read_tasks(arguments.folder)}
+    tasks = {task["name"]: task for task in listed}
     if arguments.task is None:
         if arguments.text:
             return _fail("no task is named", "a text without --task", " | ".join(tasks), "add --task NAME")
@@ -122,8 +123,10 @@ def _predicts_tokens(task: dict[str, Any]) -> bool:
     return task.get("kind") in ("generation", "language_modeling")
 
 
-def _read_tasks(folder: Path) -> list[dict[str, Any]]:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))["tasks"]
+def _read_tasks(folder: Path) -> list[dict[str, Any]] | None:
+    """The tasks of an export; None for a folder that is none."""
+    path = folder / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("tasks") if path.is_file() else None
 
 
 def _describe(task: dict[str, Any]) -> str:

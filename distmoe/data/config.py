@@ -16,7 +16,10 @@ class SuiteConfig(Section):
     """The embedded suite: deterministic text tasks with planted task groups."""
 
     num_task_groups: int = Field(
-        3, gt=0, description="Planted task groups; different groups conflict on the same inputs."
+        3,
+        gt=0,
+        le=18,  # the class borders are found from all 2**M values of M attributes, about one per group
+        description="Planted task groups; different groups conflict on the same inputs.",
     )
     tasks_per_group: int = Field(3, gt=0, description="Related tasks per planted group; the last one is low-resource.")
     num_unrelated: int = Field(0, ge=0, description="Extra tasks that share features with no other.")

@@ -72,7 +72,6 @@ class TrainLoader:
             seed=seed,
         )
         self._corrections = [self._sampler.correction(index) for index in range(len(placement.host_classes))]
-        self._steps_per_epoch = max(1, sum(encoded.train_sizes) // config.batch_size)
 
     @property
     def accounts(self) -> SampleAccounts:
@@ -83,11 +82,6 @@ class TrainLoader:
     def mixture_weights(self) -> list[float]:
         """Each task's share of the mixture."""
         return self._sampler.weights
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps that draw as many examples as all tasks have together (the mixture decides which)."""
-        return self._steps_per_epoch
 
     def next_step(self) -> list[TaskBatch]:
         """Returns this rank's micro-batches of the next step: ``accumulation_steps`` of them, on every rank."""

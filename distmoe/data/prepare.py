@@ -17,7 +17,8 @@ from distmoe.data.cache import SplitCache, cache_key
 from distmoe.data.config import DataConfig
 from distmoe.data.encoded import AnySplit, EncodedSplit, EncodedTasks
 from distmoe.data.indexed.documents import build_set
-from distmoe.data.indexed.sets import open_windows, read_pairs
+from distmoe.data.indexed.sets import check_set, open_windows, read_pairs
+from distmoe.data.indexed.tokens import check_prompt
 from distmoe.data.indexed.windows import WindowSplit
 from distmoe.data.preprocess import encode_pairs, encode_split, join_pairs
 from distmoe.data.shift import SHIFT_VERSION, Shift, shift_examples
@@ -142,14 +143,22 @@ class _Builder:
         if encoded is None:
             encoded = self._encode(task, split, shift)
             self._cache.save(key, encoded)
+        else:
+            self._check_sets(task, split)
         return encoded
+
+    def _check_sets(self, task: int, split: Split) -> None:
+        """What reading them would refuse: the cache knows the tokens of sets, not their descriptions."""
+        name = self._tasks[task].name
+        for path in self._source.indexed_sets(name, split) or {}:
+            check_set(path, self._tokenizer, prompt=self._config.prompt, where=f"task {name!r}, {split}")
 
     def _encode(self, task: int, split: Split, shift: Shift | None) -> EncodedSplit:
         spec, limit, max_length = self._tasks[task], self._limit(split), self._config.max_length
         where, prompt = f"task {spec.name!r}, {split}", self._config.prompt
         sets = self._source.indexed_sets(spec.name, split)
         if sets is not None:
-            pairs = read_pairs(sets, self._tokenizer, where=where)
+            pairs = read_pairs(sets, self._tokenizer, prompt=prompt, where=where)
             references = [(str(self._tokenizer.decode(target[:-1])),) for _, target in pairs[:limit]]
             encoded, total = join_pairs(pairs[:limit], references, max_length=max_length), len(pairs)
         else:
@@ -218,13 +227,7 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, tasks: TaskSet, config:
             expected="a tokenizer with a separator, such as BERT's",
             remedy=f"set data.tokenizer to one, or leave {pair!r} out of tasks.names",
         )
-    if "{text}" not in config.prompt:
-        raise ConfigError(
-            "data.prompt has no place for the text",
-            got=repr(config.prompt),
-            expected="a template with {text}",
-            remedy="put {text} into data.prompt",
-        )
+    check_prompt(config.prompt, key="data.prompt")
     if config.max_length < specials + 2:
         raise ConfigError(
             "data.max_length leaves no room for two texts",

@@ -195,8 +195,8 @@ def decoder_shape_of(folder: Path, values: Mapping[str, Any], pad_token_id: int 
 
 
 def _rotary(folder: Path, values: Mapping[str, Any]) -> RotaryConfig:
-    """From today's ``rope_parameters`` or yesterday's ``rope_theta`` with ``rope_scaling``."""
-    given = dict(values.get("rope_scaling") or {}) | dict(values.get("rope_parameters") or {})
+    """From today's ``rope_parameters``, or yesterday's ``rope_scaling`` with ``rope_theta``, which wins over them."""
+    given = dict(values.get("rope_scaling") or values.get("rope_parameters") or {})
     scaling = given.get("rope_type", given.get("type", "default"))
     known = {"default", "linear", "llama3", "yarn"}
     unread = sorted(key for key, value in given.items() if key not in _READ_ROTARY_KEYS and value is not None)
@@ -208,15 +208,33 @@ def _rotary(folder: Path, values: Mapping[str, Any]) -> RotaryConfig:
             remedy="choose another checkpoint for model.pretrained",
         )
     given.setdefault("rope_theta", values.get("rope_theta", 10000.0))
+    if scaling != "default":
+        given["factor"] = _factor(folder, values, given, scaling)
     named = {own: given[key] for key, own in _ROTARY_KEYS.items() if given.get(key) is not None}
     floats = {key: value if key == "original_max_positions" else float(value) for key, value in named.items()}
     return build(RotaryConfig, {"scaling": scaling} | floats)
 
 
+def _factor(folder: Path, values: Mapping[str, Any], given: Mapping[str, Any], scaling: str) -> float:
+    """How far the positions are stretched; of yarn, null means the ratio of the contexts, as in transformers."""
+    factor = given.get("factor")
+    if isinstance(factor, int | float) and not isinstance(factor, bool):
+        return factor
+    if scaling == "yarn" and "factor" in given and factor is None:
+        longest = values["max_position_embeddings"]
+        return longest / (given.get("original_max_position_embeddings") or longest)
+    raise ConfigError(
+        f"{folder / 'config.json'} does not say how far its positions are stretched",
+        got=f"rope_type {scaling!r} with factor {factor!r}" if "factor" in given else f"{scaling!r} without factor",
+        expected="a number in factor",
+        remedy="copy the config.json that came with the weights",
+    )
+
+
 def _window(folder: Path, values: Mapping[str, Any]) -> int | None:
     """One window for all layers, or none."""
     kind = values["model_type"]
-    window = values.get("sliding_window", 4096 if kind == "mistral" else None)
+    window = values.get("sliding_window", 4096)  # transformers' default, for all but Llama
     if (
         kind == "llama"
         or window is None

@@ -72,4 +72,7 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         tokenizer.truncation_side,
         "token_type_ids" in tokenizer.model_input_names,
     ]
+    # Only where it is set: the fingerprints of all other tokenizers stay what they were.
+    if getattr(tokenizer, "split_special_tokens", False):
+        shape.append("split_special_tokens")
     return hashlib.sha256(json.dumps([state, shape], sort_keys=True, default=str).encode()).hexdigest()

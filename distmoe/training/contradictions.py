@@ -37,14 +37,15 @@ def check_environment(config: RunConfig, *, num_ranks: int) -> None:
 
 
 def check_positions(config: RunConfig, max_positions: int) -> None:
-    """Refuses sequences that a pretrained encoder has no positions for.
+    """Refuses sequences that a model has no positions for.
 
     Raises:
-        ConfigError: If ``data.max_length`` is larger than the position table.
+        ConfigError: If ``data.max_length`` is larger than an encoder's position table or a decoder's context.
     """
     if config.data.max_length > max_positions:
+        limit = "context" if config.model.family == "decoder" else "position table"
         raise ConfigError(
-            "sequences may become longer than the model's position table",
+            f"sequences may become longer than the model's {limit}",
             got=f"data.max_length={config.data.max_length}",
             expected=f"data.max_length <= {max_positions}",
             remedy="lower data.max_length",

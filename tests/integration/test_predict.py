@@ -58,7 +58,10 @@ def test_a_wrong_request_is_refused_with_the_remedy(export, arguments, message):
     assert "\n  remedy:   " in done.stderr
 
 
-def test_a_folder_without_an_export_is_refused(tmp_path):
+@pytest.mark.parametrize("is_model", [False, True])
+def test_a_folder_without_an_export_is_refused(tmp_path, is_model):
+    if is_model:  # of transformers, which has no tasks
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     done = predict(tmp_path)
     assert done.returncode == 2
     assert "not an exported model" in done.stderr

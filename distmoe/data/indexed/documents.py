@@ -8,26 +8,29 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from distmoe.data.indexed.files import SetInfo, exists, read_info, write_info
+from distmoe.data.indexed.files import SetInfo, exists, open_set, read_info, write_info
 from distmoe.data.indexed.part import TokenPart
 from distmoe.data.indexed.tokens import end_token_id, tokenize_documents
 from distmoe.data.indexed.writer import IndexedWriter, choose_dtype
+from distmoe.errors import DataError
+from distmoe.log import get_logger
 from distmoe.tokenization import fingerprint
 
+_logger = get_logger(__name__)
 _CHUNK = 1024
 
 
 def build_set(
     prefix: str | Path, documents: Callable[[], Sequence[tuple[str]]], tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Writes the set unless it exists. Empty documents are left out and counted.
+    """Writes the set unless it exists and is whole. Empty documents are left out and counted.
 
     Args:
         prefix: Path without suffix.
         documents: Called only if the set must be written.
         tokenizer: Of the run.
     """
-    if exists(prefix) and read_info(prefix) is not None:
+    if _is_whole(prefix):
         return
     texts = documents()
     digest = hashlib.sha256()
@@ -48,3 +51,14 @@ def build_set(
         content=digest.hexdigest(),
     )
     write_info(prefix, info)
+
+
+def _is_whole(prefix: str | Path) -> bool:
+    if not exists(prefix):
+        return False
+    try:
+        open_set(prefix)
+        return read_info(prefix) is not None
+    except DataError as damage:
+        _logger.warning("built again: %s", damage)
+        return False

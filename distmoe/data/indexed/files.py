@@ -37,6 +37,7 @@ class SetInfo:
         num_empty: Documents without text, left out.
         num_tokens: Tokens, end tokens included.
         content: Hash of what the set was made from.
+        prompt: Template of the prompts of pairs; None of plain documents, and where an older set does not say.
     """
 
     tokenizer: str
@@ -47,6 +48,7 @@ class SetInfo:
     num_empty: int
     num_tokens: int
     content: str
+    prompt: str | None = None
     format: int = FORMAT
 
 

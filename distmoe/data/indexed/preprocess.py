@@ -22,12 +22,15 @@ from tqdm import tqdm
 
 from distmoe.data.indexed.files import SetInfo, exists, read_info, write_info
 from distmoe.data.indexed.part import TokenPart
-from distmoe.data.indexed.tokens import end_token_id
+from distmoe.data.indexed.tokens import check_prompt, end_token_id
 from distmoe.data.indexed.workers import Pool, Texts, Tokenizing, array_path
-from distmoe.data.indexed.writer import IndexedWriter, TokenType, choose_dtype
+from distmoe.data.indexed.writer import IndexedWriter, TokenType, choose_dtype, remove_leftovers
 from distmoe.data.sources.documents import Unit, check_file, count_documents, read_documents
 from distmoe.errors import ConfigError, DataError
+from distmoe.log import get_logger
 from distmoe.tokenization import fingerprint, load_tokenizer
+
+_logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +68,13 @@ def preprocess(job: PreprocessJob, *, restart: bool = False) -> SetInfo:
         restart: Throws away what another call has left, also a finished set.
 
     Raises:
-        ConfigError: If the vocabulary does not fit the number type, or there are parts or a set of another job.
+        ConfigError: If the template of prompts has no place for the text, the vocabulary does not fit the number
+            type, or there are parts or a set of another job.
         DataError: If an input cannot be read, or no document has text.
     """
+    has_targets = len(job.columns) > 1
+    if has_targets:
+        check_prompt(job.prompt, key="--prompt")
     for path in job.inputs:
         check_file(path)
     tokenizer = load_tokenizer(job.tokenizer)
@@ -76,19 +83,23 @@ def preprocess(job: PreprocessJob, *, restart: bool = False) -> SetInfo:
         tokenizer=fingerprint(tokenizer),
         vocab_size=len(tokenizer),
         end_token_id=end_token_id(tokenizer),
-        has_targets=len(job.columns) > 1,
+        has_targets=has_targets,
         num_documents=0,
         num_empty=0,
         num_tokens=0,
         content=_content(job, np.dtype(dtype).name),
+        prompt=job.prompt if has_targets else None,
     )
     parts = Path(f"{job.prefix}.parts")
     if restart:
         _remove(job.prefix, parts)
     elif exists(job.prefix):
-        return _finished(job.prefix, blank)
+        whole = _finished(job.prefix, blank)
+        if _is_claimed(parts, blank):  # killed when only the folder was left to be removed
+            shutil.rmtree(parts)
+        return whole
     _claim(parts, blank)
-    infos = _write_parts(job, parts, Tokenizing(tokenizer, job.prompt if blank.has_targets else None, dtype, blank))
+    infos = _write_parts(job, parts, Tokenizing(tokenizer, blank.prompt, dtype, blank))
     if not any(info.num_documents for info in infos):
         raise DataError(
             "no document has text",
@@ -96,11 +107,13 @@ def preprocess(job: PreprocessJob, *, restart: bool = False) -> SetInfo:
             expected="one document with text or more",
             remedy="check the files, --key and --unit",
         )
+    whole = _sum(blank, infos)
+    remove_leftovers(job.prefix)
     with IndexedWriter(job.prefix, dtype=dtype) as writer:
         for index in range(len(infos)):
             writer.add(TokenPart.load(array_path(_part(parts, index))))
-    whole = _sum(blank, infos)
-    write_info(job.prefix, whole)
+        # Before the set is in place: killed in between, it would be taken for another program's.
+        write_info(job.prefix, whole)
     shutil.rmtree(parts)
     return whole
 
@@ -127,10 +140,22 @@ def _write_parts(job: PreprocessJob, parts: Path, tokenizing: Tokenizing) -> lis
 
 
 def _cut(job: PreprocessJob) -> Iterator[list[Texts]]:
-    texts = (
-        document.texts for path in job.inputs for document in read_documents(path, columns=job.columns, unit=job.unit)
-    )
+    texts = _texts(job)
     return iter(lambda: list(itertools.islice(texts, job.part_documents)), [])
+
+
+def _texts(job: PreprocessJob) -> Iterator[Texts]:
+    is_told = len(job.columns) < 2  # without targets there is nothing that references could be compared with
+    for path in job.inputs:
+        for document in read_documents(path, columns=job.columns, unit=job.unit):
+            if document.has_references and not is_told:
+                is_told = True
+                _logger.warning(
+                    "%s has references, which an indexed set does not keep: answers are scored against the target "
+                    "alone. Use tasks.source=local to score against all of them.",
+                    document.where,
+                )
+            yield document.texts
 
 
 def _count(bar: tqdm, infos: dict[int, SetInfo], index: int, info: SetInfo) -> None:
@@ -162,18 +187,27 @@ def _content(job: PreprocessJob, dtype: str) -> str:
 
 def _claim(parts: Path, blank: SetInfo) -> None:
     """Marks the folder of parts as this job's, or finds it to be."""
-    mark = parts / "job.json"
+    mark = _mark(parts)
     parts.mkdir(parents=True, exist_ok=True)
-    if mark.is_file():
-        if json.loads(mark.read_text(encoding="utf-8")) != asdict(blank):
-            raise ConfigError(
-                f"{parts} holds the parts of another call",
-                got="other inputs, tokenizer or settings than now",
-                expected="the call that was interrupted",
-                remedy="repeat that call, or add --restart to throw its parts away",
-            )
-        return
-    mark.write_text(json.dumps(asdict(blank)), encoding="utf-8")
+    if not mark.is_file():
+        mark.write_text(json.dumps(asdict(blank)), encoding="utf-8")
+    elif not _is_claimed(parts, blank):
+        raise ConfigError(
+            f"{parts} holds the parts of another call",
+            got="other inputs, tokenizer or settings than now",
+            expected="the call that was interrupted",
+            remedy="repeat that call, or add --restart to throw its parts away",
+        )
+
+
+def _is_claimed(parts: Path, blank: SetInfo) -> bool:
+    """Whether the folder of parts is this job's."""
+    mark = _mark(parts)
+    return mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == asdict(blank)
+
+
+def _mark(parts: Path) -> Path:
+    return parts / "job.json"
 
 
 def _finished(prefix: Path, blank: SetInfo) -> SetInfo:
@@ -190,5 +224,6 @@ def _finished(prefix: Path, blank: SetInfo) -> SetInfo:
 
 def _remove(prefix: Path, parts: Path) -> None:
     shutil.rmtree(parts, ignore_errors=True)
+    remove_leftovers(prefix)
     for suffix in (".idx", ".json", ".bin"):
         Path(f"{prefix}{suffix}").unlink(missing_ok=True)

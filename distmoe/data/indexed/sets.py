@@ -31,7 +31,7 @@ def open_windows(
         DataError: If a set is missing, damaged, of another tokenizer, or one of pairs.
     """
     for path in sets:
-        check_set(path, tokenizer, has_targets=False, where=where)
+        check_set(path, tokenizer, prompt=None, where=where)
     return WindowSplit(
         sets,
         length=length,
@@ -44,15 +44,17 @@ def open_windows(
     )
 
 
-def read_pairs(sets: Mapping[str, float], tokenizer: PreTrainedTokenizerBase, *, where: str) -> list[tuple[Ids, Ids]]:
+def read_pairs(
+    sets: Mapping[str, float], tokenizer: PreTrainedTokenizerBase, *, prompt: str, where: str
+) -> list[tuple[Ids, Ids]]:
     """Prompt and target of every document of a generation task's sets.
 
     Raises:
-        DataError: If a set is missing, damaged, of another tokenizer, or not one of pairs.
+        DataError: If a set is missing, damaged, of another tokenizer or template of prompts, or not one of pairs.
     """
     pairs: list[tuple[Ids, Ids]] = []
     for path in sets:
-        check_set(path, tokenizer, has_targets=True, where=where)
+        check_set(path, tokenizer, prompt=prompt, where=where)
         indexed = open_set(path)
         sequences_N = np.diff(indexed.document_indices)
         odd = int(np.argmax(sequences_N != 2))
@@ -71,11 +73,17 @@ def read_pairs(sets: Mapping[str, float], tokenizer: PreTrainedTokenizerBase, *,
     return pairs
 
 
-def check_set(path: str, tokenizer: PreTrainedTokenizerBase, *, has_targets: bool, where: str) -> None:
+def check_set(path: str, tokenizer: PreTrainedTokenizerBase, *, prompt: str | None, where: str) -> None:
     """Refuses a set that distmoe wrote for something else; of other programs' sets nothing is known.
 
+    Args:
+        path: Of the set, without suffix.
+        tokenizer: Of the run.
+        prompt: The run's template of prompts, for pairs; None for plain documents.
+        where: Task and split, for messages.
+
     Raises:
-        DataError: If the set was made with another tokenizer or for another kind of task.
+        DataError: If the set was made with another tokenizer or template, or for another kind of task.
     """
     info: SetInfo | None = read_info(path)
     if info is None:
@@ -87,6 +95,7 @@ def check_set(path: str, tokenizer: PreTrainedTokenizerBase, *, has_targets: boo
             f"a set made with tokenizer {info.tokenizer[:12]} ({info.vocab_size} tokens)",
             f"the run's tokenizer {own[:12]} ({len(tokenizer)} tokens), one for all tasks",
         )
+    has_targets = prompt is not None
     if info.has_targets != has_targets:
         kinds = {True: "pairs of prompt and target", False: "plain documents"}
         raise DataError(
@@ -94,6 +103,14 @@ def check_set(path: str, tokenizer: PreTrainedTokenizerBase, *, has_targets: boo
             got=kinds[info.has_targets],
             expected=kinds[has_targets],
             remedy="correct the task's kind, or preprocess " + ("with" if has_targets else "without") + " --target_key",
+        )
+    # Training reads the prompts of the set; whoever asks the model afterwards puts texts into data.prompt.
+    if info.prompt is not None and info.prompt != prompt:
+        raise DataError(
+            f"{where}: {path} has prompts of another template",
+            got=f"a set made with --prompt {info.prompt!r}",
+            expected=f"data.prompt={prompt!r}",
+            remedy="set data.prompt to the set's template, or preprocess again with the run's",
         )
 
 

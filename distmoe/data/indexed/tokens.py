@@ -54,6 +54,25 @@ def fill_prompt(template: str, text: str) -> str:
     return template.replace("{text}", text)
 
 
+def check_prompt(template: str, *, key: str) -> None:
+    """Refuses a template that would make every prompt the same.
+
+    Args:
+        template: Of prompts.
+        key: What the user set it with, for the message.
+
+    Raises:
+        ConfigError: If the template has no ``{text}``.
+    """
+    if "{text}" not in template:
+        raise ConfigError(
+            f"{key} has no place for the text",
+            got=repr(template),
+            expected="a template with {text}",
+            remedy=f"put {{text}} into {key}",
+        )
+
+
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:
     def call(some: list[str]) -> list[list[int]]:
         encoded = tokenizer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from distmoe.data.indexed.part import TokenPart
 from distmoe.errors import ConfigError
 
 TokenType = Literal["auto", "uint16", "int32"]
+_ASIDE_DIGITS = 12
 
 
 def choose_dtype(name: TokenType, *, vocab_size: int) -> type[np.integer]:
@@ -37,6 +39,15 @@ def choose_dtype(name: TokenType, *, vocab_size: int) -> type[np.integer]:
     return dtype
 
 
+def remove_leftovers(prefix: str | Path) -> None:
+    """Removes what writers of this set left aside when they were killed; no other may be at work."""
+    prefix = Path(prefix)
+    aside = re.compile(rf"\.{re.escape(prefix.name)}\.[0-9a-f]{{{_ASIDE_DIGITS}}}\.(bin|idx)")
+    if prefix.parent.is_dir():
+        for path in [path for path in prefix.parent.iterdir() if aside.fullmatch(path.name)]:
+            path.unlink(missing_ok=True)
+
+
 class IndexedWriter:
     """Writes one set aside and puts it in place when all documents are in it, the index last.
 
@@ -48,7 +59,7 @@ class IndexedWriter:
     def __init__(self, prefix: str | Path, *, dtype: type[np.integer]) -> None:
         self._prefix, self._dtype = Path(prefix), dtype
         self._prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._aside = self._prefix.with_name(f".{self._prefix.name}.{uuid.uuid4().hex[:12]}")
+        self._aside = self._prefix.with_name(f".{self._prefix.name}.{uuid.uuid4().hex[:_ASIDE_DIGITS]}")
         self._builder = megatron_data().IndexedDatasetBuilder(str(bin_path(self._aside)), dtype=dtype)
         self.num_documents = self.num_tokens = 0
 

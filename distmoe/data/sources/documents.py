@@ -24,10 +24,12 @@ class Document:
     Attributes:
         where: File and line, or file and row, for messages.
         texts: One text per column that was asked for.
+        has_references: Whether a row also names answers that are right (``references``).
     """
 
     where: str
     texts: tuple[str, ...]
+    has_references: bool = False
 
 
 def read_documents(path: Path, *, columns: Sequence[str] = ("text",), unit: Unit = "file") -> Iterator[Document]:
@@ -44,7 +46,8 @@ def read_documents(path: Path, *, columns: Sequence[str] = ("text",), unit: Unit
     check_file(path)
     if path.suffix != TEXT_SUFFIX:
         for where, row in read_rows(path):
-            yield Document(where, tuple(_text(row, column, where) for column in columns))
+            texts = tuple(_text(row, column, where) for column in columns)
+            yield Document(where, texts, has_references=bool(row.get("references")))
         return
     if len(columns) > 1:
         raise DataError(

@@ -33,6 +33,14 @@ class FolderSource(TaskSource):
                 expected="other names",
                 remedy="rename them in tasks.folders, or remove them there",
             )
+        for name, folder in folders.items():
+            if not Path(folder).is_dir():
+                raise ConfigError(
+                    f"tasks.folders.{name} is not a folder",
+                    got=folder,
+                    expected="a folder with task.json and a file per split",
+                    remedy=f"correct tasks.folders.{name}, or remove it",
+                )
         self._source = source
         self._folders = {name: Path(folder) for name, folder in folders.items()}
         self._own = {name: LocalSource(str(folder.parent)) for name, folder in self._folders.items()}

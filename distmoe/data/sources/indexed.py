@@ -18,12 +18,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from distmoe.data.config import IndexedTaskConfig
 from distmoe.data.example import TaskExample
-from distmoe.data.indexed.files import exists, idx_path
+from distmoe.data.indexed.files import bin_path, exists, idx_path
 from distmoe.data.sources.base import SPLITS, Split, TaskSource
 from distmoe.errors import DataError
 from distmoe.tasks import TaskSpec
@@ -52,6 +53,14 @@ class IndexedSource(TaskSource):
                 got=f"weights in tasks.indexed.{name}.train",
                 expected="a path, or a list of paths",
                 remedy="remove the weights, or make two tasks and weigh them with data.sampling",
+            )
+        weights = task.train if isinstance(task.train, dict) else {}
+        if not all(0 < weight < math.inf for weight in weights.values()):
+            raise DataError(
+                f"task {name!r} blends its sets with weights that are no shares",
+                got=", ".join(f"{path}: {weight:g}" for path, weight in weights.items()),
+                expected="weights above 0",
+                remedy=f"correct tasks.indexed.{name}.train, and leave out the sets that shall not be read",
             )
         for split in self.splits(name):
             for path in self.indexed_sets(name, split) or {}:
@@ -84,12 +93,13 @@ class IndexedSource(TaskSource):
         return {str(self._root / path): weight for path, weight in weights.items()}
 
     def fingerprint(self, name: str, split: Split) -> str:
-        """Of the index, which tells the length of every document, and of the size of the ids."""
+        """Of the index, which tells the length of every document, and of the size and the time of the ids."""
         digest = hashlib.sha256()
         for path, weight in self.indexed_sets(name, split).items():
             with idx_path(path).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-            digest.update(f"{Path(path).name} {weight} {Path(f'{path}.bin').stat().st_mtime_ns}".encode())
+            ids = bin_path(path).stat()
+            digest.update(f"{Path(path).name} {weight} {ids.st_size} {ids.st_mtime_ns}".encode())
         return digest.hexdigest()
 
     def _task(self, name: str) -> IndexedTaskConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from distmoe.errors import DataError
 from distmoe.tasks import TaskSpec
@@ -30,7 +31,7 @@ def _class_id(value: object, spec: TaskSpec, where: str) -> int:
         if value in spec.labels:
             return spec.labels.index(value)
         digits = value.strip()
-        if not digits.lstrip("-").isascii() or not digits.lstrip("-").isdigit():
+        if not re.fullmatch(r"-?[0-9]{1,18}", digits):  # int() refuses thousands of digits, and takes much else
             raise _misfit("label is no class of its task", value, spec, where)
         value = int(digits)
     if isinstance(value, float) and value.is_integer():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from distmoe.checkpoint import decoder_keys
 from distmoe.checkpoint.hf_folder import read_tensors
@@ -21,7 +21,7 @@ from distmoe.models.decoder_shape import DecoderShape
 from distmoe.models.multitask_decoder import MultiTaskDecoder
 from distmoe.models.shape import resolve_shape, shape_of_folder
 from distmoe.moe.layer import RoutedFeedForward
-from tests.unit.checkpoint.decoder_folders import FOLDERS, save_decoder
+from tests.unit.checkpoint.decoder_folders import FOLDERS, YARN, save_decoder
 from tests.unit.models.decoder_samples import decoder_config, logits_of, make_decoder, token_batch
 from tests.unit.models.samples import moe_config
 
@@ -133,11 +133,18 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
             r"rope_type 'longrope'[\s\S]*llama3 \| yarn",
         ),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}}, "with mscale"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "how far its positions are stretched[\\s\\S]*without factor"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": None}}, "'linear' with factor None"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "'linear' with factor '2'"),
         ({"num_key_value_heads": 3}, r"num_heads 4, num_kv_heads 3[\s\S]*multiple"),
         ({"model_type": "gemma"}, r'model_type "gemma"[\s\S]*llama \| mistral \| qwen2 \| qwen3'),
         (
             {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
             "sliding window of 8 in 1 layers, none in 1",
+        ),
+        (
+            {"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": 1},
+            "sliding window of 4096 in 1 layers, none in 1",
         ),
     ],
 )
@@ -146,3 +153,28 @@ def test_a_variant_that_would_compute_something_else_is_refused(values: dict, me
     change(tmp_path, **values)
     with pytest.raises(ConfigError, match=message):
         shape_of_folder(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_a_window_that_the_folder_switches_on_without_a_size_has_that_of_transformers(
+    kind: str, tmp_path: Path
+) -> None:
+    save_decoder(tmp_path, kind)
+    values = json.loads((tmp_path / "config.json").read_text())
+    for key in ("sliding_window", "layer_types"):
+        del values[key]
+    values |= {"use_sliding_window": True, "max_window_layers": 0}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    shape = shape_of_folder(tmp_path)
+    assert isinstance(shape, DecoderShape)
+    assert shape.sliding_window == AutoConfig.from_pretrained(tmp_path).sliding_window == 4096
+
+
+def test_yarn_without_a_number_is_stretched_by_the_ratio_of_the_contexts(tmp_path: Path) -> None:
+    save_decoder(tmp_path, "qwen2")
+    change(tmp_path, rope_scaling=YARN | {"factor": None})  # the folder's own rope_parameters say: not stretched
+    shape = shape_of_folder(tmp_path)
+    assert isinstance(shape, DecoderShape)
+    assert (shape.max_positions, shape.rotary.original_max_positions, shape.rotary.factor) == (64, 16, 4.0)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(logits_of(loaded(tmp_path), BATCH), expected(stock), atol=TOLERANCE, rtol=0)

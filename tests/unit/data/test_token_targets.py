@@ -1,6 +1,7 @@
 """From text and target, or from documents, to what the model is asked for."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -121,10 +122,10 @@ def test_mixed_rows_and_a_placeholder_have_the_same_fields(tmp_path):
     assert lone.labels_BS.tolist() == [[NO_LOSS]]
 
 
-def test_an_indexed_generation_set_gives_what_its_texts_give(tmp_path):
+def an_indexed_folder(tmp_path):
     from distmoe.data.indexed.preprocess import PreprocessJob, preprocess
 
-    root = a_folder(tmp_path)
+    a_folder(tmp_path)
     TOKENIZER.save_pretrained(str(tmp_path / "tokenizer"))
     preprocess(
         PreprocessJob(
@@ -135,11 +136,32 @@ def test_an_indexed_generation_set_gives_what_its_texts_give(tmp_path):
         )
     )
     task = IndexedTaskConfig(kind="generation", metric="exact_match", train="turn_train", validation="turn_train")
-    source = load_tasks(TasksConfig(source="indexed", indexed={"turn": task}), DataConfig(root=str(tmp_path)))[1]
-    (_, from_set), (_, from_text) = encode(source, tmp_path), encode(LocalSource(root), tmp_path)
+    return load_tasks(TasksConfig(source="indexed", indexed={"turn": task}), DataConfig(root=str(tmp_path)))[1]
+
+
+def test_an_indexed_generation_set_gives_what_its_texts_give(tmp_path):
+    source = an_indexed_folder(tmp_path)
+    (_, from_set), (_, from_text) = encode(source, tmp_path), encode(LocalSource(str(tmp_path / "root")), tmp_path)
     assert from_set.train[0].input_ids_T.tolist() == from_text.train[0].input_ids_T.tolist()
     assert from_set.train[0].prompt_lengths_N.tolist() == from_text.train[0].prompt_lengths_N.tolist()
     assert from_set.train[0].references == (("w2 w1",), ("w4",))
+
+
+def test_a_set_of_another_template_of_prompts_is_refused_also_where_its_tokens_are_cached(tmp_path):
+    source = an_indexed_folder(tmp_path)
+    encode(source, tmp_path)
+    with pytest.raises(
+        DataError, match=r"task 'turn', train: .*another template[\s\S]*'\{text\}\\n'[\s\S]*='Q: \{text\}'"
+    ):
+        encode(source, tmp_path, prompt="Q: {text}")
+    described = tmp_path / "turn_train.json"
+    values = json.loads(described.read_text())
+    described.write_text(json.dumps(values | {"prompt": "Q: {text}"}))
+    with pytest.raises(DataError, match="prompts of another template"):
+        encode(source, tmp_path)
+    del values["prompt"]  # a set of an older distmoe: its template is not known
+    described.write_text(json.dumps(values))
+    assert len(encode(source, tmp_path)[1].train[0]) == 2
 
 
 def test_sets_of_another_tokenizer_are_refused_between_tasks(tmp_path):
@@ -192,6 +214,29 @@ def test_a_missing_set_is_refused_before_anything_is_read(tmp_path):
     task = IndexedTaskConfig(train="nowhere", validation="nowhere")
     with pytest.raises(DataError, match=r"task 'prose' has no indexed set for train[\s\S]*preprocess_indexed"):
         load_tasks(TasksConfig(source="indexed", indexed={"prose": task}), DataConfig(root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("weights", [{"a": 0.0, "b": 0.0}, {"a": 1.0, "b": -0.5}, {"a": float("nan"), "b": 1.0}])
+def test_weights_of_a_blend_are_above_zero(tmp_path, weights):
+    task = IndexedTaskConfig(train=weights, validation="a")
+    with pytest.raises(DataError, match=r"weights that are no shares[\s\S]*above 0[\s\S]*tasks\.indexed\.prose\.train"):
+        load_tasks(TasksConfig(source="indexed", indexed={"prose": task}), DataConfig(root=str(tmp_path)))
+
+
+def test_the_fingerprint_of_a_set_sees_size_and_time_of_its_ids(tmp_path):
+    path = tmp_path / "a.bin"
+    write_by_megatron(tmp_path / "a", [[7, 8, END]])
+    task = IndexedTaskConfig(train="a", validation="a")
+    source = load_tasks(TasksConfig(source="indexed", indexed={"prose": task}), DataConfig(root=str(tmp_path)))[1]
+    time = path.stat().st_mtime_ns
+    before = source.fingerprint("prose", "train")
+    os.utime(path, ns=(time + 1, time + 1))
+    assert source.fingerprint("prose", "train") != before
+    os.utime(path, ns=(time, time))
+    assert source.fingerprint("prose", "train") == before
+    path.write_bytes(path.read_bytes()[:-2])
+    os.utime(path, ns=(time, time))
+    assert source.fingerprint("prose", "train") != before
 
 
 def test_pairs_have_no_weights(tmp_path):

@@ -19,5 +19,8 @@ def test_the_fingerprint_sees_vocabulary_and_its_order_but_not_use():
     before = fingerprint(tokenizer)
     tokenizer(["sun sun sun sun"], truncation=True, max_length=3, padding=True)
     assert fingerprint(tokenizer) == before
+    tokenizer.split_special_tokens = True
+    assert tokenizer("[SEP]")["input_ids"] != build_word_tokenizer(["sun", "moon"])("[SEP]")["input_ids"]
+    assert fingerprint(tokenizer) != before
     assert fingerprint(build_word_tokenizer(["moon", "sun"])) != before
     assert fingerprint(build_word_tokenizer(["sun", "moon", "sea"])) != before

@@ -6,7 +6,13 @@ from distmoe.config import apply_overrides, build
 from distmoe.errors import ConfigError, DistmoeError, ParallelError
 from distmoe.tasks import TaskGrouping
 from distmoe.training.config import RunConfig
-from distmoe.training.contradictions import check_environment, check_learning, check_start, check_structure
+from distmoe.training.contradictions import (
+    check_environment,
+    check_learning,
+    check_positions,
+    check_start,
+    check_structure,
+)
 from tests.unit.training.samples import TASKS
 
 
@@ -48,6 +54,14 @@ def test_what_does_not_fit_ranks_or_files_is_refused(
 ) -> None:
     with pytest.raises(kind, match=text):
         check_environment(config(*overrides), num_ranks=num_ranks)
+
+
+@pytest.mark.parametrize(("family", "limit"), [("encoder", "position table"), ("decoder", "context")])
+def test_sequences_longer_than_the_model_are_refused_in_the_words_of_its_family(family: str, limit: str) -> None:
+    small = config("data.max_length=65", f"model.family={family}")
+    with pytest.raises(ConfigError, match=rf"the model's {limit}\n[\s\S]*data.max_length=65[\s\S]*<= 64"):
+        check_positions(small, 64)
+    check_positions(small, 65)
 
 
 def test_a_frozen_body_must_come_from_somewhere() -> None:

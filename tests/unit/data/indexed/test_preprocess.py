@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -75,6 +76,39 @@ def test_a_killed_call_goes_on_with_the_parts_that_are_missing(job, tmp_path, mo
     assert written == [3, 4, 5, 6, 7]
 
 
+def test_a_call_killed_around_the_last_step_is_repeated(job, tmp_path, monkeypatch):
+    preprocess(replace(job, prefix=tmp_path / "whole"))
+    put = os.replace
+
+    def dies_behind(suffix):
+        def replaces(source, target):
+            put(source, target)
+            if str(target) == f"{job.prefix}{suffix}":
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr("distmoe.data.indexed.writer.os.replace", replaces)
+
+    for suffix in (".bin", ".idx"):
+        dies_behind(suffix)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess(job)
+    monkeypatch.setattr("distmoe.data.indexed.writer.os.replace", put)
+    assert (tmp_path / "set.parts").is_dir()
+    assert preprocess(job) == read_info(tmp_path / "whole")
+    for suffix in (".bin", ".idx", ".json"):
+        assert (tmp_path / f"set{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+    assert not (tmp_path / "set.parts").exists()
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_what_a_killed_writer_left_aside_is_removed_and_nothing_else(job, tmp_path, restart):
+    others = [".settle.0123456789ab.bin", ".set.0123456789ab.npz", ".set.notes.bin"]
+    for name in (".set.0123456789ab.bin", ".set.ba9876543210.idx", *others):
+        (tmp_path / name).write_bytes(b"x")
+    preprocess(job, restart=restart)
+    assert sorted(path.name for path in tmp_path.glob(".set*")) == sorted(others)
+
+
 @pytest.mark.slow
 def test_a_set_of_other_inputs_is_not_overwritten(job):
     preprocess(job)
@@ -98,11 +132,31 @@ def test_parts_of_another_call_are_not_mixed_in(job, monkeypatch):
 
 def test_pairs_are_prompt_and_target_with_the_end_token(job):
     info = preprocess(replace(job, columns=("text", "target")))
-    pairs = read_pairs({str(job.prefix): 0.0}, TOKENIZER, where="task")
+    pairs = read_pairs({str(job.prefix): 0.0}, TOKENIZER, prompt=job.prompt, where="task")
     texts = [text for index, text in enumerate(documents(30)) if index != 4]
     assert info.has_targets
+    assert info.prompt == job.prompt == "{text}\n"
     assert [target.tolist() for _, target in pairs] == [[*ids("w1 w2"), END]] * 29
     assert [prompt.tolist() for prompt, _ in pairs] == [TOKENIZER(text)["input_ids"] for text in texts]
+
+
+def test_references_are_named_as_left_out_once_and_only_where_there_are_targets(job, caplog):
+    rows = [
+        {"text": "w1", "target": "w2"} | more for more in ({}, {"references": ["w2", "w3"]}, {"references": ["w4"]})
+    ]
+    job.inputs[0].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with caplog.at_level("WARNING", logger="distmoe"):
+        preprocess(job, restart=True)
+        assert caplog.messages == []
+        preprocess(replace(job, columns=("text", "target")), restart=True)
+    (told,) = caplog.messages
+    assert told.startswith(f"{job.inputs[0]}:2 has references")
+
+
+def test_a_template_without_a_place_for_the_text_is_refused_for_pairs(job):
+    with pytest.raises(ConfigError, match=r"--prompt has no place for the text[\s\S]*'Answer:'"):
+        preprocess(replace(job, columns=("text", "target"), prompt="Answer:"))
+    assert preprocess(replace(job, prompt="Answer:")).num_documents == 29  # plain documents have no prompt
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused_before_any_input_is_read(job, monkeypatch):

@@ -106,10 +106,10 @@ def test_a_foreign_set_with_ids_outside_the_vocabulary_is_refused(tmp_path):
 def test_documents_are_no_pairs(tmp_path):
     build_set(tmp_path / "own", lambda: [("w1 w2",)], TOKENIZER)
     with pytest.raises(DataError, match=r"another kind of task[\s\S]*plain documents[\s\S]*--target_key"):
-        read_pairs({str(tmp_path / "own"): 0.0}, TOKENIZER, where="task")
+        read_pairs({str(tmp_path / "own"): 0.0}, TOKENIZER, prompt="{text}", where="task")
     theirs = write_by_megatron(tmp_path / "theirs", [[1, 2]])
     with pytest.raises(DataError, match=r"not a set of pairs[\s\S]*document 0 with 1 sequences"):
-        read_pairs({theirs: 0.0}, TOKENIZER, where="task")
+        read_pairs({theirs: 0.0}, TOKENIZER, prompt="{text}", where="task")
 
 
 def test_a_cut_file_and_a_missing_set_are_refused(tmp_path):
@@ -119,6 +119,21 @@ def test_a_cut_file_and_a_missing_set_are_refused(tmp_path):
     (tmp_path / "set.bin").write_bytes((tmp_path / "set.bin").read_bytes()[:-2])
     with pytest.raises(DataError, match=r"set\.bin does not fit its index[\s\S]*10 bytes[\s\S]*12 bytes"):
         open_set(path)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx", ".json"])
+def test_a_damaged_set_of_the_cache_is_built_again_and_a_whole_one_is_not(tmp_path, suffix):
+    def build():
+        built = []
+        build_set(tmp_path / "set", lambda: built.append(1) or [("w1 w2 w3",)], TOKENIZER)
+        return bool(built)
+
+    file = tmp_path / f"set{suffix}"
+    assert [build(), build()] == [True, False]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-2])
+    assert [build(), build()] == [True, False]
+    assert file.read_bytes() == whole
 
 
 def test_a_damaged_description_is_refused(tmp_path):

@@ -27,6 +27,12 @@ def test_tables_give_the_columns_that_were_asked_for(tmp_path):
         assert count_documents(tmp_path / name) == 2
 
 
+def test_a_csv_field_may_be_a_long_document(tmp_path):
+    text = "word " * 40_000
+    (tmp_path / "t.csv").write_text(f"text\n{text}\n")
+    assert [one.texts for one in read_documents(tmp_path / "t.csv")] == [(text,)]
+
+
 def test_a_missing_column_is_refused_with_its_line(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
     with pytest.raises(DataError, match=r"t\.jsonl:2: column 'text' is missing\n.*body"):

@@ -4,7 +4,7 @@ import pytest
 
 from distmoe.data.config import DataConfig, SuiteConfig, TasksConfig
 from distmoe.data.sources import load_tasks
-from distmoe.errors import ConfigError, DataError
+from distmoe.errors import ConfigError
 
 SUITE = SuiteConfig(num_task_groups=1, tasks_per_group=2, train_examples=8, low_resource_examples=4, eval_examples=4)
 
@@ -39,5 +39,6 @@ def test_a_name_of_the_source_and_a_missing_folder_are_refused(folder):
     name = load()[0].names[0]
     with pytest.raises(ConfigError, match="tasks that the source has already"):
         load(**{name: folder})
-    with pytest.raises(DataError, match="no such task folder"):
-        load(mood=folder + "_x")
+    for missing in (folder + "_x", folder + "_x/below"):
+        with pytest.raises(ConfigError, match=r"tasks\.folders\.mood is not a folder\n.*mood_files_x"):
+            load(mood=missing)

@@ -25,7 +25,9 @@ def test_minus_one_is_explained_as_a_split_without_answers():
         read_label(-1, CLASSES, "test, row 0")
 
 
-@pytest.mark.parametrize("raw", [None, True, 1.5, "maybe", "", "-", ["yes"], float("nan")])
+@pytest.mark.parametrize(
+    "raw", [None, True, 1.5, "maybe", "", "-", ["yes"], float("nan"), "--1", "+1", "1_0", "٣", "9" * 5000]
+)
 def test_what_is_no_class_is_refused(raw):
     with pytest.raises(DataError, match="label is"):
         read_label(raw, CLASSES, "here")

@@ -3,9 +3,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from distmoe.config import build
 from distmoe.data.config import DataConfig, SuiteConfig, TasksConfig
 from distmoe.data.sources import SuiteSource, load_tasks
-from distmoe.errors import DataError
+from distmoe.data.sources.planted import num_attributes
+from distmoe.errors import ConfigError, DataError
 
 SMALL = SuiteConfig(train_examples=40, low_resource_examples=8, eval_examples=10)
 
@@ -16,6 +18,12 @@ def test_the_default_suite_has_three_families_of_three_and_every_kind():
     assert {spec.kind for spec in tasks} == {"classification", "pair_classification", "regression"}
     assert {spec.num_outputs for spec in tasks} == {1, 2, 3}
     assert source.splits("planted0_a") == ("train", "validation", "test")
+
+
+def test_a_suite_whose_borders_would_take_too_many_texts_to_find_is_refused():
+    assert num_attributes(18) == 20
+    with pytest.raises(ConfigError, match=r"num_task_groups[\s\S]*19"):
+        build(SuiteConfig, {"num_task_groups": 19})
 
 
 def test_sizes_follow_the_configuration_and_the_last_task_of_a_family_is_low_resource():
