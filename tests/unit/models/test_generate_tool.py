@@ -39,7 +39,7 @@ def test_an_answer_ends_at_the_context_and_the_others_do_not() -> None:
     assert continued(*texts) == [TOKENIZER.decode(answer) for answer in wanted]
 
 
-@pytest.mark.parametrize(("text", "count"), [("", 0), (" ".join(["w3"] * 32), 32)])
+@pytest.mark.parametrize(("text", "count"), [("", 0), (" ".join(["w3"] * 32), 32)], ids=["nothing", "full"])
 def test_a_text_that_leaves_nothing_to_generate_is_refused(text: str, count: int) -> None:
     with pytest.raises(ConfigError, match=rf"nothing to generate\n[\s\S]*{count} tokens of prompt[\s\S]*1 to 31"):
         continued("w1", text)
