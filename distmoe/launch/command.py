@@ -18,7 +18,7 @@ TRAIN = ROOT / "distmoe" / "train.py"
 # What the ranks need of this shell and DeepSpeed's ssh launcher does not hand on by itself (PYTHON* and NCCL* it does).
 _HANDED_ON = (
     "PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "TORCH_EXTENSIONS_DIR", "DS_ACCELERATOR",
-    "CUDA_HOME", "HF_HOME", "HF_HUB_OFFLINE",
+    "CUDA_HOME", "HF_HOME", "HF_HUB_OFFLINE", "DISTMOE_LAUNCH",
 )  # fmt: skip
 
 
