@@ -18,7 +18,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from distmoe.engine.compatibility import check_version
-from distmoe.errors import ParallelError
+from distmoe.errors import RendezvousError
 from distmoe.log import get_logger
 from distmoe.parallel.env import RankEnv, read_env
 from distmoe.parallel.guard import arm
@@ -36,7 +36,8 @@ def init_distributed(*, timeout_minutes: float = 10.0, guard: bool = False) -> R
 
     Raises:
         ConfigError: If the installed DeepSpeed is not the pinned one.
-        ParallelError: If the launcher's variables are incomplete, or the ranks do not meet.
+        ParallelError: If the launcher's variables are incomplete.
+        RendezvousError: If the ranks do not meet.
     """
     check_version()
     env = read_env()
@@ -59,10 +60,10 @@ def init_distributed(*, timeout_minutes: float = 10.0, guard: bool = False) -> R
     return env
 
 
-def _no_meeting(env: RankEnv, failure: RuntimeError, timeout_minutes: float) -> ParallelError:
+def _no_meeting(env: RankEnv, failure: RuntimeError, timeout_minutes: float) -> RendezvousError:
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     said = str(failure).strip().splitlines() or [type(failure).__name__]
-    return ParallelError(
+    return RendezvousError(
         "the ranks did not meet",
         got=f"{said[0]} (rank {env.rank} on {socket.gethostname()})",
         expected=f"all {env.world_size} ranks at {place} within {timeout_minutes:g} minutes",
