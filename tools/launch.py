@@ -120,7 +120,17 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 def place_of(arguments: argparse.Namespace) -> Place:
     """Where to run, from the command line."""
     if arguments.place == "slurm":
-        return slurm_place(arguments.nodes, arguments.gpus_per_node, arguments.sbatch, arguments.restarts)
+        if arguments.doctor:
+            raise ConfigError(
+                "below Slurm the doctor is a job of its own",
+                got="slurm --doctor",
+                expected="--doctor with local or hosts",
+                remedy=f"sbatch --nodes={arguments.nodes} --ntasks-per-node={arguments.gpus_per_node} "
+                f"--gpus-per-node={arguments.gpus_per_node} slurm/doctor.sbatch, with the arguments of the run",
+            )
+        return slurm_place(
+            arguments.nodes, arguments.gpus_per_node, arguments.sbatch, arguments.restarts, arguments.pause
+        )
     if arguments.place == "local":
         if arguments.ranks < 1:
             raise ConfigError(

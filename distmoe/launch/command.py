@@ -50,7 +50,8 @@ def build(
     """
     if isinstance(place, Slurm):
         test = ["--test-only"] if test_only else []
-        export = [f"--export=ALL,DISTMOE_RESTARTS={place.restarts}"] if place.restarts else []
+        settings = f"DISTMOE_RESTARTS={place.restarts},DISTMOE_PAUSE={place.pause}"
+        export = [f"--export=ALL,{settings}"] if place.restarts else []
         batch = str(ROOT / "slurm" / f"{'train' if script == TRAIN else script.stem}.sbatch")
         return Command(("sbatch", *test, *place.geometry(), *export, *place.options, batch, *arguments))
     deepspeed = shutil.which("deepspeed", path=str(Path(sys.executable).parent)) or "deepspeed"
