@@ -17,6 +17,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from distmoe.engine import extension_builds
 from distmoe.engine.compatibility import check_version
 from distmoe.errors import RendezvousError
 from distmoe.log import get_logger
@@ -106,12 +107,5 @@ def _hides_unknown_outputs(record: logging.LogRecord) -> bool:
 
 
 def _warn_of_stale_locks() -> None:
-    """Names lock files of DeepSpeed's compiled extensions: a killed build leaves one and every later build hangs."""
-    folder = os.environ.get("TORCH_EXTENSIONS_DIR") or os.path.expanduser("~/.cache/torch_extensions")
-    if not os.path.isdir(folder):
-        return
-    for entry in os.scandir(folder):
-        for place in [entry.path, *(child.path for child in os.scandir(entry.path))] if entry.is_dir() else []:
-            lock = os.path.join(place, "lock")
-            if os.path.isfile(lock):
-                _log.warning("extension build lock %s: if start-up hangs and no build runs, remove it", lock)
+    for lock in extension_builds.locks(extension_builds.folder()):
+        _log.warning("extension build lock %s: if start-up hangs and no build runs, remove it", lock)
