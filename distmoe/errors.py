@@ -43,6 +43,14 @@ class ParallelError(DistmoeError):
     """Ranks, process groups or placement do not fit the run."""
 
 
+class RankError(ParallelError):
+    """What one rank may lack while the others have it; met before ranks can agree, it is printed by every such rank."""
+
+
+class RendezvousError(RankError):
+    """The ranks did not meet; nothing is wrong with the run, and another start may succeed."""
+
+
 class CheckpointError(DistmoeError):
     """A checkpoint or an export is missing, damaged or of another shape."""
 

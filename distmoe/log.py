@@ -22,6 +22,11 @@ def own_rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
 
+def first_of_machine() -> bool:
+    """Whether this process is the first rank of its machine, as the launcher numbered them."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+
+
 def configure(level: int | str = logging.INFO) -> None:
     """Sends distmoe's records to stderr; ranks other than 0 show warnings and errors only."""
     rank = own_rank()

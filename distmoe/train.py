@@ -21,10 +21,11 @@ if __name__ == "__main__":
     sys.path.insert(0, str(_here.parent))
 
 from distmoe import log
-from distmoe.errors import ConfigError, DistmoeError, RunEnded
+from distmoe.errors import ConfigError, DistmoeError, RankError, RendezvousError, RunEnded
 from distmoe.training.stop_signal import StopSignal
 
 USER_ERROR, OWN_ERROR = 2, 1
+_HEAD_START = 3.0  # seconds that rank 0 has to speak, and its launcher to end the ranks that would repeat it
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,19 +62,29 @@ def parser(prog: str = "train.py", description: str = "Train one model on many t
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code; user errors are printed by rank 0."""
+    """Runs the command and returns its exit code."""
     stop = StopSignal().expect_warning()
     try:
         return _run(parser().parse_intermixed_args(argv), stop)
     except RunEnded as ended:  # one rank has said why
         return ended.code
     except DistmoeError as error:
-        if log.own_rank() == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            # The launcher ends all ranks when the first one leaves: rank 0 must have spoken by then.
-            time.sleep(3)
-        return USER_ERROR
+        report_unshared(error)
+        return OWN_ERROR if isinstance(error, RendezvousError) else USER_ERROR
+
+
+def report_unshared(error: DistmoeError) -> None:
+    """Prints an error that this rank met before ranks could agree who speaks.
+
+    Most are the same everywhere: rank 0 prints them at once, and the launcher ends the other ranks when it leaves. Who
+    lives on after that may be alone with the error: a machine, for which its first rank speaks, or a single rank.
+    """
+    rank = log.own_rank()
+    if rank:
+        time.sleep(_HEAD_START)
+    if rank == 0 or log.first_of_machine() or isinstance(error, RankError):
+        sys.stderr.write(f"{f'[rank {rank}] ' if rank else ''}error: {error}\n")
+        sys.stderr.flush()
 
 
 def _run(arguments: argparse.Namespace, stop: StopSignal) -> int:

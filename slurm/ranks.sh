@@ -15,6 +15,9 @@
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+# A job that queues again has the same arguments and number: by this name a run knows its folder again, so that
+# `--resume never` does not discard what the job itself has saved.
+export DISTMOE_LAUNCH=slurm-$SLURM_JOB_ID
 
 # Hands lines on to stderr, and writes the exit code of the first failure into a file.
 watch_errors() {

@@ -17,18 +17,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.distributed as dist
 
-from distmoe import log
 from distmoe.doctor.finding import Finding, report
 from distmoe.doctor.machine import check_machine
-from distmoe.doctor.ranks import check_ranks, measure
+from distmoe.doctor.ranks import block_members, check_ranks, measure
 from distmoe.engine.distributed import init_distributed, shut_down
 from distmoe.errors import DistmoeError
 from distmoe.parallel.env import device, read_env
 from distmoe.recipes.loader import DEFAULT_RECIPE, resolve
-from distmoe.train import parser
+from distmoe.train import USER_ERROR, parser, report_unshared
 
 _SECONDS = 5.0  # of collectives, per process group
-_FREE = 2 * 2**30  # a small run's checkpoints, report and cache
 _TIMEOUT = 0.5  # minutes: who does not come within it will not come
 
 
@@ -39,27 +37,26 @@ def main(argv: list[str] | None = None) -> int:
         env = read_env()
         folder = Path(config.run.output_dir)
         several_nodes = env.world_size > env.local_world_size
-        findings = check_machine(
-            local_ranks=env.local_world_size, several_nodes=several_nodes, folder=folder, needed=_FREE
-        )
+        findings = check_machine(local_ranks=env.local_world_size, several_nodes=several_nodes, folder=folder)
         if env.world_size > 1:
             on = device(env)
             if on.type == "cuda":
                 torch.cuda.set_device(on)
+            ep_size = config.parallel.ep_size
+            blocks = block_members(env.world_size, tensor=config.parallel.tensor, ep_size=ep_size)
             init_distributed(timeout_minutes=_TIMEOUT)
             findings = [*together(findings), *check_ranks(folder)]
-            findings += measure("world", None, on, seconds=_SECONDS)
-            ep_size = config.parallel.ep_size
-            if 1 < ep_size < env.world_size and env.world_size % ep_size == 0:
-                block, _ = dist.new_subgroups(ep_size, timeout=timedelta(minutes=_TIMEOUT))
-                findings += measure(f"block of {ep_size}", block, on, seconds=_SECONDS)
+            links = measure("world", None, on, seconds=_SECONDS)
+            if ep_size > 1 and len(blocks) > 1:
+                block, _ = dist.new_subgroups_by_enumeration(blocks, timeout=timedelta(minutes=_TIMEOUT))
+                links += measure(f"block of {ep_size}", block, on, seconds=_SECONDS)
+            findings += together(links)
     except DistmoeError as error:
-        if log.own_rank() == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        report_unshared(error)
+        return USER_ERROR
     if env.rank == 0:
         print("\n".join(report(findings)), flush=True)
-    return 2 if any(finding.verdict == "problem" for finding in findings) else 0
+    return USER_ERROR if any(finding.verdict == "problem" for finding in findings) else 0
 
 
 def together(own: list[Finding]) -> list[Finding]:

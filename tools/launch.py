@@ -17,11 +17,11 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from distmoe.checkpoint import folders
 from distmoe.errors import ConfigError, DistmoeError
 from distmoe.launch import checks, command
 from distmoe.launch.command import ROOT, Command
@@ -30,7 +30,6 @@ from distmoe.launch.supervise import Policy, Supervisor, to_stderr
 from distmoe.recipes.loader import DEFAULT_RECIPE, resolve
 from distmoe.train import USER_ERROR
 from distmoe.train import parser as train_parser
-from distmoe.training.config import RunConfig
 from distmoe.training.run_folder import run_path
 
 _PORT = 29500  # of runs that several commands start: they cannot agree on a free one
@@ -101,6 +100,9 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
         if code:
             return code
 
+    # Restarts have the same arguments: by this name a run knows its folder again, whatever --resume says.
+    os.environ["DISTMOE_LAUNCH"] = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+
     def next_command(is_restart: bool) -> Command:
         if not is_restart:
             return command.build(place, rest, folder=files, port=port)
@@ -109,7 +111,7 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
             now = checks.reachable(place, config)
         # A port that the last start used may not be free again yet.
         again = port if arguments.no_ssh or arguments.master_port else free_port()
-        return command.build(now, going_on(rest, config), folder=files, port=again)
+        return command.build(now, rest, folder=files, port=again)
 
     policy = Policy(arguments.restarts, arguments.pause)
     return Supervisor(run_path(config), policy, say=to_stderr).supervise(next_command)
@@ -118,7 +120,17 @@ def run(arguments: argparse.Namespace, rest: list[str]) -> int:
 def place_of(arguments: argparse.Namespace) -> Place:
     """Where to run, from the command line."""
     if arguments.place == "slurm":
-        return slurm_place(arguments.nodes, arguments.gpus_per_node, arguments.sbatch, arguments.restarts)
+        if arguments.doctor:
+            raise ConfigError(
+                "below Slurm the doctor is a job of its own",
+                got="slurm --doctor",
+                expected="--doctor with local or hosts",
+                remedy=f"sbatch --nodes={arguments.nodes} --ntasks-per-node={arguments.gpus_per_node} "
+                f"--gpus-per-node={arguments.gpus_per_node} slurm/doctor.sbatch, with the arguments of the run",
+            )
+        return slurm_place(
+            arguments.nodes, arguments.gpus_per_node, arguments.sbatch, arguments.restarts, arguments.pause
+        )
     if arguments.place == "local":
         if arguments.ranks < 1:
             raise ConfigError(
@@ -131,13 +143,6 @@ def place_of(arguments: argparse.Namespace) -> Place:
     slots = read_hostfile(arguments.hostfile)
     master = arguments.master_addr or next(iter(slots))
     return Hosts(slots, master, arguments.node_rank if arguments.no_ssh else None, arguments.ssh_port)
-
-
-def going_on(rest: list[str], config: RunConfig) -> list[str]:
-    """The arguments of a restart: from the newest checkpoint of the run, if it has one by now."""
-    if folders.latest(run_path(config) / "checkpoints") is None:
-        return rest
-    return [*rest, "--resume", "auto"]  # the last of two wins
 
 
 def examine(place: Place, rest: list[str], files: Path, port: int) -> int:

@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 
 from distmoe.doctor.finding import Finding
+from distmoe.engine import extension_builds
 
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 GIB = 2**30
+_FREE = 2 * GIB  # bytes: a small run's checkpoints, report and cache
 _INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 
@@ -116,7 +118,7 @@ def check_folder(folder: Path, *, needed: float) -> Finding:
 
 
 def check_locks(folder: Path) -> Finding:
-    locks = sorted(folder.glob("*/lock")) + sorted(folder.glob("*/*/lock")) if folder.is_dir() else []
+    locks = extension_builds.locks(folder)
     if locks:
         return Finding(
             "extension builds", "warning", f"lock {locks[0]}", "remove it if no build runs: it hangs every start"
@@ -124,19 +126,18 @@ def check_locks(folder: Path) -> Finding:
     return Finding("extension builds", "ok", f"no lock below {folder}")
 
 
-def check_machine(*, local_ranks: int, several_nodes: bool, folder: Path, needed: float) -> list[Finding]:
-    """All of them, on this machine."""
+def check_machine(*, local_ranks: int, several_nodes: bool, folder: Path) -> list[Finding]:
+    """All of them, on this machine; ``folder`` is where a run would write."""
     host = socket.gethostname()
     try:
         address: str | None = socket.gethostbyname(host)
     except OSError:
         address = None
-    builds = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
     return [
         check_versions(versions()),
         check_devices(local_ranks, torch.cuda.device_count()),
         check_interfaces(os.environ, [name for _, name in socket.if_nameindex()]),
         check_name(host, address, several_nodes=several_nodes, environ=os.environ),
-        check_folder(folder, needed=needed),
-        check_locks(builds),
+        check_folder(folder, needed=_FREE),
+        check_locks(extension_builds.folder()),
     ]

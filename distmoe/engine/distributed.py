@@ -17,8 +17,9 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from distmoe.engine import extension_builds
 from distmoe.engine.compatibility import check_version
-from distmoe.errors import ParallelError
+from distmoe.errors import RendezvousError
 from distmoe.log import get_logger
 from distmoe.parallel.env import RankEnv, read_env
 from distmoe.parallel.guard import arm
@@ -36,7 +37,8 @@ def init_distributed(*, timeout_minutes: float = 10.0, guard: bool = False) -> R
 
     Raises:
         ConfigError: If the installed DeepSpeed is not the pinned one.
-        ParallelError: If the launcher's variables are incomplete, or the ranks do not meet.
+        ParallelError: If the launcher's variables are incomplete.
+        RendezvousError: If the ranks do not meet.
     """
     check_version()
     env = read_env()
@@ -59,10 +61,10 @@ def init_distributed(*, timeout_minutes: float = 10.0, guard: bool = False) -> R
     return env
 
 
-def _no_meeting(env: RankEnv, failure: RuntimeError, timeout_minutes: float) -> ParallelError:
+def _no_meeting(env: RankEnv, failure: RuntimeError, timeout_minutes: float) -> RendezvousError:
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     said = str(failure).strip().splitlines() or [type(failure).__name__]
-    return ParallelError(
+    return RendezvousError(
         "the ranks did not meet",
         got=f"{said[0]} (rank {env.rank} on {socket.gethostname()})",
         expected=f"all {env.world_size} ranks at {place} within {timeout_minutes:g} minutes",
@@ -105,12 +107,5 @@ def _hides_unknown_outputs(record: logging.LogRecord) -> bool:
 
 
 def _warn_of_stale_locks() -> None:
-    """Names lock files of DeepSpeed's compiled extensions: a killed build leaves one and every later build hangs."""
-    folder = os.environ.get("TORCH_EXTENSIONS_DIR") or os.path.expanduser("~/.cache/torch_extensions")
-    if not os.path.isdir(folder):
-        return
-    for entry in os.scandir(folder):
-        for place in [entry.path, *(child.path for child in os.scandir(entry.path))] if entry.is_dir() else []:
-            lock = os.path.join(place, "lock")
-            if os.path.isfile(lock):
-                _log.warning("extension build lock %s: if start-up hangs and no build runs, remove it", lock)
+    for lock in extension_builds.locks(extension_builds.folder()):
+        _log.warning("extension build lock %s: if start-up hangs and no build runs, remove it", lock)

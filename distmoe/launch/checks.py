@@ -19,8 +19,6 @@ from distmoe.training.contradictions import check_environment
 from distmoe.training.plan import make_plan
 from distmoe.training.run_folder import open_run
 
-_FREE = 2 * 2**30  # bytes: a small run's checkpoints, report and cache
-
 
 def check_run(config: RunConfig, place: Place, *, resume: str) -> None:
     """Refuses a run that does not fit its ranks, or has nothing to resume from.
@@ -49,9 +47,7 @@ def check_place(config: RunConfig, place: Place, *, examine: Command | None = No
     if isinstance(place, Slurm):
         _ask_slurm(examine)
         return
-    for finding in check_machine(
-        local_ranks=place.ranks_here, several_nodes=place.num_nodes > 1, folder=folder, needed=_FREE
-    ):
+    for finding in check_machine(local_ranks=place.ranks_here, several_nodes=place.num_nodes > 1, folder=folder):
         if finding.verdict == "problem":
             raise ParallelError(
                 f"this machine is not fit for the run: {finding.name}",

@@ -18,7 +18,7 @@ TRAIN = ROOT / "distmoe" / "train.py"
 # What the ranks need of this shell and DeepSpeed's ssh launcher does not hand on by itself (PYTHON* and NCCL* it does).
 _HANDED_ON = (
     "PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "TORCH_EXTENSIONS_DIR", "DS_ACCELERATOR",
-    "CUDA_HOME", "HF_HOME", "HF_HUB_OFFLINE",
+    "CUDA_HOME", "HF_HOME", "HF_HUB_OFFLINE", "DISTMOE_LAUNCH",
 )  # fmt: skip
 
 
@@ -50,7 +50,8 @@ def build(
     """
     if isinstance(place, Slurm):
         test = ["--test-only"] if test_only else []
-        export = [f"--export=ALL,DISTMOE_RESTARTS={place.restarts}"] if place.restarts else []
+        settings = f"DISTMOE_RESTARTS={place.restarts},DISTMOE_PAUSE={place.pause}"
+        export = [f"--export=ALL,{settings}"] if place.restarts else []
         batch = str(ROOT / "slurm" / f"{'train' if script == TRAIN else script.stem}.sbatch")
         return Command(("sbatch", *test, *place.geometry(), *export, *place.options, batch, *arguments))
     deepspeed = shutil.which("deepspeed", path=str(Path(sys.executable).parent)) or "deepspeed"

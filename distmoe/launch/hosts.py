@@ -7,6 +7,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,12 +106,12 @@ def refuse_unknown_name(name: str) -> None:
     Raises:
         ParallelError: Naming it.
     """
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        found = pool.submit(_resolves, name)
-        try:
-            reason = found.result(timeout=LIMIT)
-        except TimeoutError:
-            reason = f"no answer of the name service within {LIMIT:.0f} s"
+    found: list[str] = []
+    # The library's own time-outs add up to minutes, and a pool would wait for its thread; this one is left behind.
+    asking = threading.Thread(target=lambda: found.append(_resolves(name)), daemon=True)
+    asking.start()
+    asking.join(LIMIT)
+    reason = found[0] if found else f"no answer of the name service within {LIMIT:.0f} s"
     if reason:
         raise ParallelError(
             "the address where the ranks meet does not resolve",

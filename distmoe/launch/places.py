@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -80,12 +81,14 @@ class Slurm:
         per_node: Ranks, and GPUs, of each.
         options: Further options of sbatch.
         restarts: How often a job that failed is queued again.
+        pause: Whole seconds before the first time; the batch script doubles them.
     """
 
     nodes: int
     per_node: int
     options: tuple[str, ...] = ()
     restarts: int = 0
+    pause: int = 10
 
     @property
     def num_ranks(self) -> int:
@@ -139,13 +142,13 @@ def read_hostfile(path: Path) -> dict[str, int]:
     return slots
 
 
-def slurm_place(nodes: int, per_node: int, options: str, restarts: int) -> Slurm:
-    """A job whose further options do not contradict its nodes and ranks.
+def slurm_place(nodes: int, per_node: int, options: str, restarts: int, pause: float = 10.0) -> Slurm:
+    """A job whose further options do not contradict its nodes, its ranks and what it is told of restarts.
 
     Raises:
         ParallelError: If they do.
     """
-    place = Slurm(nodes, per_node, tuple(shlex.split(options)), restarts)
+    place = Slurm(nodes, per_node, tuple(shlex.split(options)), restarts, math.ceil(pause))
     wanted = {
         "--nodes": nodes, "-N": nodes, "--ntasks": place.num_ranks, "-n": place.num_ranks,
         "--ntasks-per-node": per_node, "--gpus-per-node": per_node, "--gpus": place.num_ranks, "-G": place.num_ranks,
@@ -165,6 +168,13 @@ def slurm_place(nodes: int, per_node: int, options: str, restarts: int) -> Slurm
                 got=f"{name}={value}",
                 expected=f"{' '.join(place.geometry())}: each rank sees all GPUs of its node and takes its own",
                 remedy=remedy,
+            )
+        if name == "--export" and restarts:
+            raise ParallelError(
+                "--export would keep from the job how often it may be queued again",
+                got=f"--export={value} with --restarts {restarts}",
+                expected="no --export: the job gets all variables of this shell",
+                remedy="set the variables in this shell and leave --export out; or give --restarts 0",
             )
         if name in wanted and value.split(":")[-1] != str(wanted[name]):
             raise ParallelError(

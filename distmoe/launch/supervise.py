@@ -4,8 +4,9 @@ A failure is any end but these: finished, refused (code 2: the next attempt woul
 request. A launcher that ends with 0 while ranks live on has failed too: DeepSpeed's does that when it is killed.
 
 A request to end (SIGTERM, Ctrl-C) is not handed to the launcher, which would end its ranks after 30 s, and over ssh
-end every DeepSpeed job of the hosts. It becomes the file ``stop`` in the run's folder, which rank 0 sees within a
-second; all ranks save at the same step border and leave. A second request kills what was started on this machine.
+end every DeepSpeed job of the hosts. It becomes the file ``stop`` in the run's folder, made again each second until the
+run has ended: rank 0 sees it within a second, or as soon as a run that still prepares has its folder. All ranks save at
+the same step border and leave. A second request kills what was started on this machine.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from pathlib import Path
 from types import FrameType
 
 from distmoe.checkpoint import folders
+from distmoe.checkpoint.manifest import MANIFEST_NAME
 from distmoe.launch.command import Command
 from distmoe.train import OWN_ERROR, USER_ERROR
 from distmoe.training.run_folder import RESULT_FILE, STOP_FILE
 
 LONGEST_PAUSE = 600.0  # seconds
+_TICK = 1.0  # seconds between two looks at a request to end
 _GRACE = 5.0  # seconds that processes get to end by themselves
 
 
@@ -94,7 +97,7 @@ class Supervisor:
                 self._say(f"given up: failure {failures} without a new checkpoint (--restarts {self._policy.restarts})")
                 return OWN_ERROR
             pause = self._policy.pause_before(failures)
-            since = "the start" if progress is None else progress.name
+            since = "the start" if progress is None else progress[0].name
             count = f"restart {failures} of {self._policy.restarts} since {since}"
             self._say(f"the run ended with code {code}; {count} in {pause:g} s")
             self._sleep(pause)
@@ -102,32 +105,51 @@ class Supervisor:
                 return 128 + self._asked
             is_restart = True
 
-    def _once(self, command: Command) -> int:
+    def _once(self, command: Command) -> int | None:
+        """Returns the exit code, or None if the end was asked for before anything was started."""
+        if self._asked is not None:
+            return None
         self._say(str(command))
         # A session of its own: a signal of the terminal reaches this process only, and what is left can be ended
         # through its process group, whoever started it.
-        self._child = subprocess.Popen(
+        child = self._child = subprocess.Popen(
             command.words, env=os.environ | dict(command.variables), start_new_session=True, stdin=subprocess.DEVNULL
         )
-        code = self._child.wait()
+        code: int | None = None
+        while code is None:
+            if self._asked is not None:
+                self._ask_for_the_end()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = child.wait(timeout=_TICK)
         left = self._clear_up()
+        self._child = None
         if left and code == 0:
             self._say("the launcher left ranks behind")
             return OWN_ERROR
         return code
 
-    def _progress(self) -> Path | None:
-        return folders.latest(self._run / "checkpoints")
+    def _progress(self) -> tuple[Path, int] | None:
+        """The newest checkpoint and its time: a run that is started over has steps of the same names."""
+        newest = folders.latest(self._run / "checkpoints")
+        with contextlib.suppress(FileNotFoundError):  # being saved again
+            return None if newest is None else (newest, (newest / MANIFEST_NAME).stat().st_mtime_ns)
+        return None
+
+    def _ask_for_the_end(self) -> None:
+        """Again and again: a run that is about to begin removes the file of an earlier one, or has no folder yet."""
+        with contextlib.suppress(OSError):
+            (self._run / STOP_FILE).touch()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if self._asked is None and self._child is not None:
-            self._asked = number
-            self._say(f"{name}: all ranks save at the next step border and leave; once more kills them")
-            with contextlib.suppress(OSError):  # not begun yet: the second request helps
-                (self._run / STOP_FILE).touch()
+        again, self._asked = self._asked is not None, number
+        if self._child is None:  # nothing runs, or is being started at this moment and then asked
+            self._say(f"{name}: no other start")
             return
-        self._asked = number
+        if not again:
+            self._say(f"{name}: all ranks save at the next step border and leave; once more kills them")
+            self._ask_for_the_end()
+            return
         self._say(f"{name}: killing what was started on this machine; ranks on other hosts leave when they notice")
         self._signal_group(signal.SIGKILL)
 
@@ -138,7 +160,7 @@ class Supervisor:
 
     def _clear_up(self) -> bool:
         """Ends what lives on in the child's process group; returns whether there was something."""
-        if self._child is None or not self._signal_group(0):
+        if not self._signal_group(0):
             return False
         end = time.monotonic() + _GRACE
         while time.monotonic() < end:
@@ -152,7 +174,8 @@ class Supervisor:
         return True
 
     def _signal_group(self, number: int) -> bool:
-        assert self._child is not None
+        if self._child is None:
+            return False
         try:
             os.killpg(self._child.pid, number)
         except ProcessLookupError:

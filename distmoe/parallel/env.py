@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from distmoe.errors import ParallelError
+from distmoe.errors import ParallelError, RankError
 
 _SLURM = {
     "RANK": "SLURM_PROCID",
@@ -88,13 +88,13 @@ def device(env: RankEnv) -> torch.device:
     """Returns the device of this rank: its GPU, or the CPU where there is none or ``DS_ACCELERATOR=cpu``.
 
     Raises:
-        ParallelError: If there are fewer visible GPUs than local ranks.
+        RankError: If there are fewer visible GPUs than local ranks.
     """
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     visible = torch.cuda.device_count()
     if env.local_rank >= visible:
-        raise ParallelError(
+        raise RankError(
             "this rank has no GPU of its own",
             got=f"LOCAL_RANK={env.local_rank} with {visible} visible GPUs",
             expected=f"at least {env.local_world_size} visible GPUs on each node",

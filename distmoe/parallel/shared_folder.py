@@ -17,19 +17,30 @@ _PATIENCE = 5.0  # seconds: a network file system may show a new file late
 def blind_ranks(folder: Path) -> dict[int, str]:
     """Ranks, with their hosts, that do not see a file which rank 0 has just written there. Collective.
 
-    1. rank 0 writes a token and tells its name;  2. all look for it;  3. gather;  4. rank 0 removes it.
+    1. rank 0 writes a token and tells its name, or why not;  2. all look for it;  3. gather;  4. rank 0 removes it.
 
     Raises:
-        OSError: On rank 0, before any collective, if it cannot write.
+        ParallelError: On all ranks, if rank 0 cannot write there.
     """
-    token = f".seen-{os.getpid()}-{time.time_ns()}"
+    token, failure = f".seen-{os.getpid()}-{time.time_ns()}", ""
     if dist.get_rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / token).touch()
-    box: list[str] = [token]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / token).touch()
+        except OSError as error:
+            failure = f"{type(error).__name__}: {error}"
+    box: list[str] = [token, failure]
     dist.broadcast_object_list(box, src=0)
+    token, failure = box
+    if failure:
+        raise ParallelError(
+            "rank 0 cannot write into the folder of the run",
+            got=failure,
+            expected=f"{folder.resolve()}, writable and with room",
+            remedy="set run.output_dir to a folder you may write",
+        )
     end = time.monotonic() + _PATIENCE
-    while not (seen := (folder / box[0]).is_file()) and time.monotonic() < end:
+    while not (seen := (folder / token).is_file()) and time.monotonic() < end:
         time.sleep(0.2)
     everyone: list[tuple[bool, str]] = [(False, "")] * dist.get_world_size()
     dist.all_gather_object(everyone, (seen, socket.gethostname()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from distmoe.training.report import draw_report
 from distmoe.training.run_folder import RESULT_FILE, STOP_FILE, RunFolder, open_run, run_path, write_json
 from distmoe.training.run_lock import RunLock
 from distmoe.training.setup import build_run
+from distmoe.training.stop_file import StopFile
 from distmoe.training.stop_signal import StopSignal
 from distmoe.training.structural.phases import train_in_phases
 from distmoe.training.trainer import Ended
@@ -65,16 +67,16 @@ def train(config: RunConfig, *, resume: str, stop: StopSignal) -> Outcome:
         torch.cuda.set_device(on)
     parallel = config.parallel
     init_distributed(timeout_minutes=parallel.timeout_minutes, guard=parallel.guard)
-    request = run_path(config) / STOP_FILE
-    if env.rank == 0:
-        request.unlink(missing_ok=True)  # of an earlier run
-    with Watch(
-        env,
-        silence_seconds=parallel.silence_seconds,
-        timeout_minutes=parallel.timeout_minutes,
-        explain=explain,
-        on_tick=lambda: stop.ask(f"the file {request}") if request.exists() else None,
-    ) as watch:
+    stop_file = StopFile(run_path(config) / STOP_FILE, stop) if env.rank == 0 else nullcontext()
+    with (
+        stop_file,
+        Watch(
+            env,
+            silence_seconds=parallel.silence_seconds,
+            timeout_minutes=parallel.timeout_minutes,
+            explain=explain,
+        ) as watch,
+    ):
         return _train(config, resume=resume, stop=stop, env=env, whereabouts=watch.whereabouts)
 
 

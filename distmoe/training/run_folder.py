@@ -24,6 +24,7 @@ from distmoe.training.monitor import METRICS_FILE, truncate
 _log = get_logger(__name__)
 
 CONFIG_FILE, SUMMARY_FILE, RESULT_FILE = "config.yaml", "summary.json", "result.json"
+LAUNCH_FILE = "launch"  # which launch has claimed the folder
 STOP_FILE = "stop"  # whoever makes it asks a run on several ranks to save and end at the next step border
 
 # Keys that may differ between a run and its continuation: they change what is written, or how and where the same
@@ -66,12 +67,17 @@ def open_run(config: RunConfig, *, resume: str, latest: Any) -> RunFolder:
             checkpoint.
         latest: ``latest(checkpoints_folder) -> Path | None``, the newest complete checkpoint.
 
+    A launch that starts a run again, with the same arguments, has a name in DISTMOE_LAUNCH. Once it has claimed the
+    folder, a checkpoint there is its own: it goes on from that even with ``never`` or a checkpoint of another run.
+
     Raises:
         ConfigError: If the folder belongs to a run with another configuration, or to one that has ended without scores
             under the shifts that are asked for.
         CheckpointError: If the wanted checkpoint does not exist.
     """
     path = run_path(config)
+    if resume not in ("auto", "must") and _is_own(path) and not _holds_checkpoint(path, Path(resume)):
+        resume = "auto" if latest(path / "checkpoints") is not None else resume
     if resume == "never":
         return RunFolder(path, None)
     if resume not in ("auto", "must"):
@@ -105,12 +111,13 @@ def claim(folder: RunFolder, config: RunConfig, *, step: int, resume: str) -> No
 
     A fresh start moves an older run aside (nothing is deleted); a resumed one drops metrics after ``step``.
     """
-    goes_on = folder.resume_from is not None and folder.resume_from.resolve().parent == folder.checkpoints.resolve()
+    goes_on = folder.resume_from is not None and _holds_checkpoint(folder.path, folder.resume_from)
     if not goes_on and _holds_run(folder.path):
         _move_aside(folder.path, why="--resume never" if resume == "never" else "nothing to resume from in it")
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
     _write(folder.path / CONFIG_FILE, text)
+    _write(folder.path / LAUNCH_FILE, _launch() + "\n")
     dropped = truncate(folder.metrics, step)
     if dropped:
         _log.info("%s: dropped %d lines after step %d, which will be run again", METRICS_FILE, dropped, step)
@@ -171,6 +178,20 @@ def _completed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
 def _read_config(path: Path) -> Mapping[str, Any] | None:
     file = path / CONFIG_FILE
     return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _launch() -> str:
+    return os.environ.get("DISTMOE_LAUNCH", "")
+
+
+def _is_own(path: Path) -> bool:
+    """Whether an earlier start of this launch has claimed the folder."""
+    file = path / LAUNCH_FILE
+    return bool(_launch()) and file.is_file() and file.read_text(encoding="utf-8").strip() == _launch()
+
+
+def _holds_checkpoint(path: Path, checkpoint: Path) -> bool:
+    return checkpoint.resolve().parent == (path / "checkpoints").resolve()
 
 
 def _holds_run(path: Path) -> bool:

@@ -90,6 +90,7 @@ CASES = {
     "a job that contradicts itself": Case(
         "slurm --nodes 2 --gpus_per_node 2 --sbatch=--ntasks-per-node=4", r"--ntasks-per-node contradicts the geometry"
     ),
+    "a doctor beside a job": Case("slurm --nodes 4 --doctor", r"job of its own[\s\S]*--nodes=4 .*doctor.sbatch"),
     "a job that Slurm refuses": Case(
         "slurm --nodes 2 --gpus_per_node 2", r"Slurm would not accept[\s\S]*Node count"
     ),

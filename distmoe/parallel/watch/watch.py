@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn
@@ -48,6 +48,7 @@ _log = get_logger(__name__)
 USER_ERROR = 2
 _TICK = 1.0  # seconds
 _PREFIX, _VERDICT, _NONE = "distmoe/watch/", "distmoe/watch/verdict", "none"
+_DEPUTY = "distmoe/watch/deputy"
 _LINGER = 3.0  # seconds that rank 0, which holds the store, waits for the others to have read the verdict
 _OF_BACKENDS = ("gloo", "nccl", "connection closed", "connection reset", "process group", "pair closure")
 
@@ -62,7 +63,6 @@ class Watch:
         silence_seconds: A rank that gives no sign for so long ends the job.
         timeout_minutes: Of collectives.
         explain: Turns an exception of a backend into a user error where it is one (``guard.explain``).
-        on_tick: Called about once a second on rank 0, beside training.
     """
 
     def __init__(
@@ -72,10 +72,9 @@ class Watch:
         silence_seconds: float,
         timeout_minutes: float,
         explain: Callable[[BaseException], DistmoeError | None] = lambda error: None,
-        on_tick: Callable[[], None] = lambda: None,
     ) -> None:
         self.whereabouts = Whereabouts()
-        self._env, self._explain, self._on_tick = env, explain, on_tick
+        self._env, self._explain = env, explain
         self._silence = max(GRACE, math.ceil(silence_seconds))
         # A little before the backend's own time-out, after which NCCL ends the process without a word.
         self._judge = Judge(silence=self._silence, patience=0.9 * 60 * timeout_minutes)
@@ -91,7 +90,6 @@ class Watch:
 
     def __enter__(self) -> Watch:
         if self._env.world_size == 1:
-            self._start(self._tick_alone)
             return self
         store: Any = dist.distributed_c10d._get_default_store()
         self._store = store.clone()
@@ -100,7 +98,11 @@ class Watch:
             self._store.set(_VERDICT, _NONE)
         dist.barrier()
         self._first = Sign.from_json(self._store.get(self._key(0)))
-        self._speaks = self._env.rank == _deputy(self._env)
+        if self._env.rank == 0:  # once for all: ranks must not differ, and nobody else need read every sign
+            keys = [self._key(rank) for rank in range(self._env.world_size)]
+            hosts = [Sign.from_json(text).host for text in self._store.multi_get(keys)]
+            self._store.set(_DEPUTY, str(_deputy(hosts)))
+        self._speaks = self._env.rank == int(self._store.get(_DEPUTY))
         self._guardian = Guardian(limit=self._silence + GRACE)
         self._start(self._beat)
         self._start(self._look_after)
@@ -131,10 +133,6 @@ class Watch:
         thread.start()
         self._threads.append(thread)
 
-    def _tick_alone(self) -> None:
-        while not self._closed.wait(_TICK):
-            self._on_tick()
-
     # The thread that talks to the store; it may block there.
 
     def _beat(self) -> None:
@@ -158,7 +156,6 @@ class Watch:
         if known != _NONE:
             return _from_wire(known)
         if self._env.rank == 0:
-            self._on_tick()
             keys = [self._key(rank) for rank in range(self._env.world_size)]
             own = self._judge.tick([Sign.from_json(text) for text in self._store.multi_get(keys)])
         else:  # rank 0 judges all; the others see whether it still does
@@ -266,9 +263,13 @@ class Watch:
         return f"{_PREFIX}{rank}"
 
 
-def _deputy(env: RankEnv) -> int:
-    """Who speaks when rank 0 is gone: the first rank of the next machine, which may outlive rank 0's, or rank 1."""
-    return env.local_world_size if env.world_size > env.local_world_size else 1
+def _deputy(hosts: Sequence[str]) -> int:
+    """Who speaks when rank 0 is gone: the first rank of another machine, which may outlive rank 0's, or rank 1.
+
+    Args:
+        hosts: Of every rank.
+    """
+    return next((rank for rank, host in enumerate(hosts) if host != hosts[0]), 1)
 
 
 def _is_symptom(error: BaseException) -> bool:

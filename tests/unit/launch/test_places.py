@@ -47,19 +47,26 @@ def test_a_missing_hostfile_is_refused(tmp_path: Path) -> None:
         ("--nodes=3 --time=1", r"--nodes contradicts"),
         ("--gpus-per-node=h100:4", r"--gpus-per-node contradicts[\s\S]*expected: --gpus-per-node=8"),
         ("--gpus-per-task=1", r"--gpus-per-task contradicts one rank per GPU"),
+        ("--time=1 --export=ALL,A=1", r"got: +--export=ALL,A=1 with --restarts 3[\s\S]*--restarts 0"),
+        ("--export NONE", r"got: +--export=NONE"),
     ],
 )
-def test_options_that_contradict_the_geometry_of_a_job_are_refused(options: str, message: str) -> None:
+def test_options_that_contradict_what_a_job_is_told_are_refused(options: str, message: str) -> None:
     with pytest.raises(ParallelError, match=message):
-        slurm_place(2, 8, options, 0)
+        slurm_place(2, 8, options, 3)
+
+
+def test_a_job_without_restarts_may_choose_its_variables() -> None:
+    assert slurm_place(1, 8, "--export=NONE", 0).options == ("--export=NONE",)
 
 
 def test_a_job_names_its_geometry_and_keeps_other_options(tmp_path: Path) -> None:
-    place = slurm_place(2, 8, "--time=1-0 --gpus-per-node=h100:8 --partition 'my part'", 3)
+    place = slurm_place(2, 8, "--time=1-0 --gpus-per-node=h100:8 --partition 'my part'", 3, 2.5)
     command = build(place, ["--recipe", "demo", "run.name=a b"], folder=tmp_path, port=1)
     assert str(command) == (
-        "sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --export=ALL,DISTMOE_RESTARTS=3 --time=1-0 "
-        f"--gpus-per-node=h100:8 --partition 'my part' {ROOT}/slurm/train.sbatch --recipe demo 'run.name=a b'"
+        "sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --export=ALL,DISTMOE_RESTARTS=3,DISTMOE_PAUSE=3 "
+        "--time=1-0 --gpus-per-node=h100:8 --partition 'my part' "
+        f"{ROOT}/slurm/train.sbatch --recipe demo 'run.name=a b'"
     )
     test = build(Slurm(1, 2), [], folder=tmp_path, port=1, test_only=True)
     assert test.words[:2] == ("sbatch", "--test-only")

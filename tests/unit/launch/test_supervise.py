@@ -95,6 +95,45 @@ def test_a_signal_asks_the_run_to_end_and_is_no_failure(tmp_path: Path) -> None:
     assert not (run / "signalled").exists()
 
 
+def test_a_request_during_the_start_outlives_a_run_that_removes_the_file_of_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes while the child is being started, before its process is known."""
+    monkeypatch.setattr("distmoe.launch.supervise._TICK", 0.1)
+    run = tmp_path / "run"
+
+    class Slow(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *arguments, **options) -> None:
+            super().__init__(*arguments, **options)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("distmoe.launch.supervise.subprocess.Popen", Slow)
+    wait = f"for _ in {{1..100}}; do [ -e $RUN/{STOP_FILE} ] && exit; sleep 0.1; done; exit 9"
+    code, said, starts = supervise(run, f"sleep 0.5; rm $RUN/{STOP_FILE}; {wait}")
+    assert (code, len(starts)) == (128 + signal.SIGTERM, 1)
+    assert not [line for line in said if "ended with code" in line]
+
+
+def test_a_signal_before_the_first_start_starts_nothing(tmp_path: Path) -> None:
+    def command(is_restart: bool) -> Command:
+        os.kill(os.getpid(), signal.SIGINT)
+        return Command(("touch", str(tmp_path / "started")))
+
+    said: list[str] = []
+    assert Supervisor(tmp_path, Policy(2, 0.01), say=said.append).supervise(command) == 128 + signal.SIGINT
+    assert said == ["SIGINT: no other start"]
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_checkpoint_with_the_name_of_the_run_that_was_started_over_is_progress(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step_1").mkdir(parents=True)
+    (run / "checkpoints" / "step_1" / MANIFEST_NAME).touch()
+    save = f"rm -r $RUN/checkpoints; mkdir -p $RUN/checkpoints/step_1; touch $RUN/checkpoints/step_1/{MANIFEST_NAME}"
+    code, _, starts = supervise(run, f"[ $TURN -gt 2 ] || {{ {save}; }}; exit 9", restarts=1)
+    assert (code, len(starts)) == (1, 3)
+
+
 def test_a_second_signal_kills(tmp_path: Path) -> None:
     """In a process of its own: the first request is ignored by its run, the second one must end it."""
     code = (

@@ -61,6 +61,35 @@ def test_never_moves_the_older_run_aside(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("r.old-*/checkpoints/step_20"))) == 1
 
 
+def test_never_discards_nothing_that_this_launch_has_saved(tmp_path: Path, monkeypatch) -> None:
+    """First start, dead before it claimed the folder, second start, restart after a checkpoint, another launch."""
+    old = started(tmp_path, step=20)
+    monkeypatch.setenv("DISTMOE_LAUNCH", "one")
+    for _ in range(2):
+        folder = open_run(config(tmp_path), resume="never", latest=newest)
+        assert folder.resume_from is None
+    claim(folder, config(tmp_path), step=0, resume="never")
+    assert open_run(config(tmp_path), resume="never", latest=newest).resume_from is None
+    (old / "checkpoints" / "step_10").mkdir()
+    assert open_run(config(tmp_path), resume="never", latest=newest).resume_from == old / "checkpoints" / "step_10"
+    monkeypatch.setenv("DISTMOE_LAUNCH", "two")
+    assert open_run(config(tmp_path), resume="never", latest=newest).resume_from is None
+
+
+def test_a_restart_leaves_the_checkpoint_it_began_with_only_for_one_of_its_own(tmp_path: Path, monkeypatch) -> None:
+    start = tmp_path / "other" / "checkpoints" / "step_5"
+    start.mkdir(parents=True)
+    monkeypatch.setenv("DISTMOE_LAUNCH", "one")
+    folder = open_run(config(tmp_path), resume=str(start), latest=newest)
+    claim(folder, config(tmp_path), step=5, resume=str(start))
+    assert open_run(config(tmp_path), resume=str(start), latest=newest).resume_from == start
+    own = folder.checkpoints / "step_10"
+    own.mkdir()
+    assert open_run(config(tmp_path), resume=str(start), latest=newest).resume_from == own
+    (folder.checkpoints / "step_20").mkdir()
+    assert open_run(config(tmp_path), resume=str(own), latest=newest).resume_from == own  # asked for: back to it
+
+
 def test_another_configuration_is_refused_with_both_values_and_nothing_is_lost(tmp_path: Path) -> None:
     path = started(tmp_path, step=20)
     before = sorted(file.name for file in path.iterdir())
