@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from distmoe.checkpoint import folders
 from distmoe.config import build
 from distmoe.errors import CheckpointError, ConfigError
 from distmoe.log import get_logger
@@ -48,6 +51,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def goes_on(self) -> bool:
+        """Whether the checkpoint to load is one of this very run."""
+        return self.resume_from is not None and self.resume_from.resolve().parent == self.checkpoints.resolve()
+
+    @property
     def metrics(self) -> Path:
         return self.path / METRICS_FILE
 
@@ -74,6 +82,7 @@ def open_run(config: RunConfig, *, resume: str, latest: Any) -> RunFolder:
     path = run_path(config)
     if resume == "never":
         return RunFolder(path, None)
+    saved = _read_config(path)
     if resume not in ("auto", "must"):
         if not Path(resume).is_dir():
             raise CheckpointError(
@@ -82,8 +91,10 @@ def open_run(config: RunConfig, *, resume: str, latest: Any) -> RunFolder:
                 expected="auto, must, never, or the folder of a checkpoint (runs/NAME/checkpoints/step_N)",
                 remedy="correct the path",
             )
-        return RunFolder(path, Path(resume))
-    saved = _read_config(path)
+        folder = RunFolder(path, Path(resume))
+        if saved is not None and folder.goes_on:
+            _refuse_other_config(saved, config, path)
+        return folder
     if saved is not None:
         _refuse_other_config(saved, config, path)
     checkpoint = latest(path / "checkpoints") if saved is not None else None
@@ -103,10 +114,12 @@ def open_run(config: RunConfig, *, resume: str, latest: Any) -> RunFolder:
 def claim(folder: RunFolder, config: RunConfig, *, step: int, resume: str) -> None:
     """Makes the folder ready to be written: call it on rank 0, when the run is known to be able to start.
 
-    A fresh start moves an older run aside (nothing is deleted); a resumed one drops metrics after ``step``.
+    A fresh start moves an older run aside (nothing is deleted); a resumed one drops metrics after ``step``. One that
+    resumes from an earlier checkpoint than its newest first sets aside what it did after ``step``.
     """
-    goes_on = folder.resume_from is not None and folder.resume_from.resolve().parent == folder.checkpoints.resolve()
-    if not goes_on and _holds_run(folder.path):
+    if folder.goes_on:
+        _set_aside_later(folder, step)
+    elif _holds_run(folder.path):
         _move_aside(folder.path, why="--resume never" if resume == "never" else "nothing to resume from in it")
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
@@ -178,13 +191,31 @@ def _holds_run(path: Path) -> bool:
 
 
 def _move_aside(path: Path, *, why: str) -> None:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for attempt in range(1000):
-        target = path.with_name(f"{path.name}.old-{stamp}" + (f"-{attempt}" if attempt else ""))
-        if not target.exists():
-            path.rename(target)
-            _log.warning("%s: the older run was moved to %s (%s)", path, target, why)
-            return
+    target = _free_name(path)
+    path.rename(target)
+    _log.warning("%s: the older run was moved to %s (%s)", path, target, why)
+
+
+def _set_aside_later(folder: RunFolder, step: int) -> None:
+    """Makes a run folder of its own of what the run did beyond the step that it goes back to.
+
+    Left in place, later checkpoints would count as the newest and the best of a run that has not made them.
+    """
+    if max(folders.by_step(folder.checkpoints), default=step) <= step:
+        return
+    target = _free_name(folder.path)
+    left_out = shutil.ignore_patterns(folder.checkpoints.name, "deepspeed", STOP_FILE)
+    shutil.copytree(folder.path, target, symlinks=True, ignore=left_out)
+    moved = folders.move_later(folder.checkpoints, target / folder.checkpoints.name, after=step)
+    names = ", ".join(path.name for path in reversed(moved))
+    _log.warning("%s goes back to step %d: %s moved to %s, with a copy of its log", folder.path, step, names, target)
+
+
+def _free_name(path: Path) -> Path:
+    """``NAME.old-DATE``, which does not exist yet."""
+    base = path.with_name(f"{path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
+    numbered = (base.with_name(f"{base.name}-{number}") for number in itertools.count(1))
+    return next(target for target in itertools.chain([base], numbered) if not target.exists())
 
 
 def _write(path: Path, text: str) -> None:
