@@ -17,12 +17,12 @@ from distmoe.checkpoint.edited_tensors import Mixtures, begins_anew, moved_tenso
 from distmoe.checkpoint.fragments import Fragment
 from distmoe.checkpoint.global_view import replicated
 from distmoe.checkpoint.integrity import PARTS
+from distmoe.checkpoint.new_folder import new_folder, refuse_content
 from distmoe.checkpoint.run_files import SHAPE, TOKENIZER, find_shape, find_tokenizer
 from distmoe.checkpoint.storage import write_json
 from distmoe.checkpoint.stored_model import StoredModel
 from distmoe.checkpoint.task_edit import TaskEdit
 from distmoe.config import build
-from distmoe.errors import CheckpointError
 from distmoe.models.config import ModelConfig
 from distmoe.tasks import TaskGrouping, TaskSet
 
@@ -74,13 +74,7 @@ def write_edited_run(
     Raises:
         CheckpointError: If ``out`` holds something.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(
-            "the edited run would overwrite something",
-            got=f"{out} exists and is not empty",
-            expected="a new or empty folder",
-            remedy="choose another folder, or remove this one",
-        )
+    refuse_content(out, "the edited run")
     old_parts = _parts(loaded)
     weights_by_name = {key.partition("/")[2]: value for key, value in old_parts.items()}
     shape = find_shape(loaded.folder, loaded.manifest.config, weights_by_name)
@@ -88,12 +82,6 @@ def write_edited_run(
     config = _config_of_new_run(loaded, out, edit, config, overlay or {})
     model = build(ModelConfig, config["model"])
     parts, records = moved_tensors(loaded, edit, old_parts, model, shape, mixtures)
-    draft = out.with_name(f"{out.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    write_json(draft / SHAPE, shape.to_json())
-    shutil.copytree(tokenizer, draft / TOKENIZER, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
-    (draft / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     optimizer = loaded.manifest.optimizer | ({"adam_step": 0} if begins_anew(model) else {})
     manifest = replace(
         loaded.manifest, step=0, tasks=edit.tasks.to_json(), grouping=edit.grouping.to_json(), config=config,
@@ -103,10 +91,14 @@ def write_edited_run(
         Fragment(key, replicated(key.partition("/")[2], tuple(value.shape)), 0, value.contiguous().view(-1))
         for key, value in parts.items()
     ]
-    saved = store.save(draft / "checkpoints", manifest=manifest, fragments=fragments, trainer_state={}, rank_state={})
-    if out.exists():
-        out.rmdir()
-    draft.rename(out)
+    with new_folder(out) as draft:
+        write_json(draft / SHAPE, shape.to_json())
+        shutil.copytree(tokenizer, draft / TOKENIZER, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        (draft / CONFIG_FILE).write_text(text, encoding="utf-8")
+        saved = store.save(
+            draft / "checkpoints", manifest=manifest, fragments=fragments, trainer_state={}, rank_state={}
+        )
     checkpoint = out / "checkpoints" / saved.name
     return EditedRun(out, checkpoint, edit.tasks, edit.grouping, like, (_count(old_parts), _count(parts)))
 
@@ -117,6 +109,8 @@ def _config_of_new_run(
     """The old configuration with the new tasks, groups and folder; the overlay wins except over these."""
     config = _merged(config, overlay)
     config.setdefault("tasks", {})["names"] = list(edit.tasks.names)
+    # Learning goes on from a state of its own, which does not know the edited tasks; what it has found is kept.
+    config.setdefault("structure", {})["learn"] = None
     moe = config.get("model", {}).get("moe")
     if moe is not None and edit.grouping.layers:
         assert loaded.model.moe is not None

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distmoe.checkpoint.hf_folder import CONFIG
+from distmoe.checkpoint.new_folder import new_folder
 from distmoe.errors import CheckpointError
 
 VERSION_KEY = "distmoe_version"
@@ -23,13 +24,13 @@ def new_export(out: Path) -> Iterator[Path]:
         CheckpointError: If ``out`` holds something that is not an export.
     """
     check_target(out)
-    draft = out.with_name(f"{out.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    yield draft
-    if out.exists():
-        shutil.rmtree(out)
-    draft.rename(out)
+    with new_folder(out) as draft:
+        yield draft
+        for entry in out.iterdir() if out.exists() else ():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
 
 
 def check_target(out: Path) -> None:

@@ -10,7 +10,8 @@ import re
 import shutil
 from pathlib import Path
 
-from distmoe.checkpoint.manifest import MANIFEST_NAME, read_manifest
+from distmoe.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
+from distmoe.errors import CheckpointError
 from distmoe.log import get_logger
 
 _log = get_logger(__name__)
@@ -18,14 +19,19 @@ _log = get_logger(__name__)
 _STEP = re.compile(r"step_(\d+)(\.old)?")
 
 
-def steps(root: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
+def by_step(root: Path) -> dict[int, Path]:
+    """Complete checkpoints of a run by step, oldest first."""
     found: dict[int, Path] = {}
     for path in sorted(Path(root).glob("step_*")):  # step_5 before step_5.old
         match = _STEP.fullmatch(path.name)
         if match and (path / MANIFEST_NAME).is_file():
             found.setdefault(int(match[1]), path)
-    return [found[step] for step in sorted(found)]
+    return dict(sorted(found.items()))
+
+
+def steps(root: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    return list(by_step(root).values())
 
 
 def latest(root: Path) -> Path | None:
@@ -37,15 +43,37 @@ def latest(root: Path) -> Path | None:
 def best(root: Path) -> Path | None:
     """The checkpoint with the highest score; of equal ones the earliest. None if none was evaluated.
 
-    Only checkpoints of the newest one's grouping count: structural learning may have merged task groups since.
+    Only checkpoints of the newest one's grouping count: structural learning may have merged task groups since. One
+    whose manifest is damaged does not count: it must not end a run that has weights to save.
     """
-    manifests = [(read_manifest(path), path) for path in steps(root)]
+    manifests = [(manifest, path) for path in steps(root) if (manifest := _readable(path)) is not None]
     candidates = [
         (manifest.score, path)
         for manifest, path in manifests
         if manifest.score is not None and manifest.grouping == manifests[-1][0].grouping
     ]
     return max(candidates, key=lambda pair: pair[0])[1] if candidates else None
+
+
+def _readable(folder: Path) -> Manifest | None:
+    try:
+        return read_manifest(folder)
+    except CheckpointError as error:
+        _log.warning("%s is no candidate for the best checkpoint: %s (%s)", folder, error.what, error.got)
+        return None
+
+
+def move_later(root: Path, target: Path, *, after: int) -> list[Path]:
+    """Moves complete checkpoints of later steps into another folder; call it on rank 0, before the run goes on.
+
+    The newest goes first: whatever ends this half way, those that are left belong together.
+
+    Returns:
+        Where they are now, newest first.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    later = [path for step, path in by_step(root).items() if step > after]
+    return [path.rename(target / path.name) for path in reversed(later)]
 
 
 def prune(root: Path, *, keep_last: int, keep_best: bool) -> list[Path]:

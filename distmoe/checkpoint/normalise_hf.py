@@ -10,6 +10,7 @@ from distmoe.checkpoint.decoder_stock import Stock
 from distmoe.checkpoint.hf_folder import TOKENIZER_FILES, write_model
 from distmoe.checkpoint.import_hf import ImportReport, check_sizes, read_translation
 from distmoe.checkpoint.key_tables import POOLER_ROWS, to_hf
+from distmoe.checkpoint.new_folder import new_folder, refuse_content
 from distmoe.errors import CheckpointError
 from distmoe.models.decoder_shape import DecoderShape
 from distmoe.models.shape import ROBERTA_TYPES, read_hf_config, shape_of_folder
@@ -23,13 +24,7 @@ def normalise(source: Path, out: Path) -> ImportReport:
         CheckpointError: If ``source`` is incomplete or damaged, its tensors are not of the sizes that its config.json
             gives, it has no tokenizer, or ``out`` is not empty.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(
-            "the converted model would overwrite something",
-            got=f"{out} exists and is not empty",
-            expected="a new or empty folder",
-            remedy="choose another folder, or remove this one",
-        )
+    refuse_content(out, "the converted model")
     shape = shape_of_folder(source)
     tokenizer = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not {"tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "tokenizer.model"} & set(tokenizer):
@@ -51,15 +46,10 @@ def normalise(source: Path, out: Path) -> ImportReport:
     config |= {"architectures": [architecture], "dtype": "float32"}
     config.pop("torch_dtype", None)
 
-    draft = out.with_name(f"{out.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    write_model(draft, config=config, tensors=tensors)
-    for name in tokenizer:
-        shutil.copyfile(source / name, draft / name)
-    if out.exists():
-        out.rmdir()
-    draft.rename(out)
+    with new_folder(out) as draft:
+        write_model(draft, config=config, tensors=tensors)
+        for name in tokenizer:
+            shutil.copyfile(source / name, draft / name)
     complete = translation.has_pooler or isinstance(shape, DecoderShape)
     fresh = () if complete else tuple(row.own for row in POOLER_ROWS)
     return ImportReport(source, len(translation.tensors), translation.ignored, fresh, ())

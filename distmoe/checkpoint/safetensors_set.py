@@ -11,7 +11,6 @@ tensors at a time::
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -25,6 +24,7 @@ from torch import Tensor
 from distmoe.checkpoint.consolidate import Part, read_moments, read_weights
 from distmoe.checkpoint.integrity import verify
 from distmoe.checkpoint.manifest import Manifest, read_manifest
+from distmoe.checkpoint.new_folder import new_folder, refuse_content
 from distmoe.checkpoint.storage import write_json
 from distmoe.errors import CheckpointError
 
@@ -70,13 +70,7 @@ def write_set(
         CheckpointError: If the checkpoint is incomplete or damaged, or ``out`` holds something.
     """
     checkpoint, out = Path(checkpoint), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(
-            "the consolidated files would overwrite something",
-            got=f"{out} exists and is not empty",
-            expected="a new or empty folder",
-            remedy="choose another folder, or remove this one",
-        )
+    refuse_content(out, "the consolidated files")
     manifest = read_manifest(checkpoint)
     problems = verify(checkpoint, manifest, contents=True).problems
     if problems:
@@ -86,18 +80,13 @@ def write_set(
             expected="the files that the manifest lists",
             remedy="use another checkpoint of the run",
         )
-    draft = out.with_name(f"{out.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
     written = 0
     parts: tuple[Part, ...] = ("fp32", "exp_avg", "exp_avg_sq") if moments else ("fp32",)
-    for part in parts:
-        written += _write_part(checkpoint, draft, manifest, part, dtype, file_bytes, progress)
-    description = {"step": manifest.step, "tasks": manifest.tasks, "grouping": manifest.grouping}
-    write_json(draft / DESCRIPTION, description | {"config": manifest.config, "optimizer": manifest.optimizer})
-    if out.exists():
-        out.rmdir()
-    draft.rename(out)
+    with new_folder(out) as draft:
+        for part in parts:
+            written += _write_part(checkpoint, draft, manifest, part, dtype, file_bytes, progress)
+        description = {"step": manifest.step, "tasks": manifest.tasks, "grouping": manifest.grouping}
+        write_json(draft / DESCRIPTION, description | {"config": manifest.config, "optimizer": manifest.optimizer})
     return SafetensorsSet(out, {path.name: path.stat().st_size for path in sorted(out.iterdir())}, written)
 
 

@@ -1,15 +1,16 @@
-"""The one place that knows DeepSpeed's private names.
+"""The one place that lists DeepSpeed's private names, and, with :mod:`distmoe.engine.fragments`, uses them.
 
 DeepSpeed offers no public way to host several expert-parallel layouts in one engine or to reach the fp32 fragments
-behind a parameter, so distmoe uses names that may change with any minor version. They are listed in
-:data:`PRIVATE_NAMES`, checked at start-up, and pinned by ``pyproject.toml``.
+behind a parameter, so distmoe uses names that may change with any minor version, which ``pyproject.toml`` pins. Those
+of modules and classes (:data:`PRIVATE_NAMES`) are checked at start-up; those that objects are given when they are made
+(:data:`OPTIMIZER_NAMES` and the two after it) when DeepSpeed has made them, before the first step.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,22 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "deepspeed": ("zero.register_external_parameter",),
 }
 
+# By the kind of wrapper that DeepSpeed makes: what distmoe reads or writes of it, and of each trainable parameter.
+OPTIMIZER_NAMES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "bf16": ("_hp_optimizer_states_linked", "clear_lp_grads"),
+    "zero": ("_hp_optimizer_states_linked", "micro_step_id", "averaged_gradients", "all_grad_tensors", "cpu_offload"),
+    "offload": ("_offload_accumulated_param_ids",),  # in addition
+    "stage3": ("fp32_partitioned_groups_flat", "micro_step_id"),
+}
+PARAMETER_NAMES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "bf16": ("_hp_mapping",),
+    "zero": ("_hp_mapping",),
+    "stage3": ("ds_tensor", "ds_numel", "ds_process_group"),
+}
+ENGINE_NAMES = ("_step_applied", "micro_steps", "global_steps", "skipped_steps", "has_moe_layers")
+
 
 def check_version() -> None:
     """Refuses any DeepSpeed other than the pinned minor version.
@@ -71,13 +88,42 @@ def check_version() -> None:
         raise ConfigError(
             "this version of DeepSpeed was not tested with distmoe", got=found, expected=PIN, remedy=remedy
         )
-    missing = missing_names()
+    _refuse_missing(missing_names(), found)
+
+
+def check_engine(engine: Any, *, stage: int) -> None:
+    """Refuses an engine that lacks what distmoe uses of it, of its optimizer and of its parameters.
+
+    Args:
+        engine: DeepSpeed's, as it was just made.
+        stage: ZeRO stage that was asked for: without its names, an optimizer does not show which one it is.
+
+    Raises:
+        ConfigError: If a name is missing.
+    """
+    optimizer = engine.optimizer
+    kind = "none" if stage == 0 else "stage3" if stage == 3 else "bf16" if is_bf16_optimizer(optimizer) else "zero"
+    names = OPTIMIZER_NAMES[kind]
+    if kind == "zero" and getattr(optimizer, "cpu_offload", False):
+        names += OPTIMIZER_NAMES["offload"]
+    missing = _lacking(engine, ENGINE_NAMES) + _lacking(optimizer, names)
+    for parameter in engine.module.parameters():
+        if parameter.requires_grad:
+            missing += _lacking(parameter, PARAMETER_NAMES[kind])
+    _refuse_missing(list(dict.fromkeys(missing)), importlib.metadata.version("deepspeed"))
+
+
+def _lacking(thing: object, names: Iterable[str]) -> list[str]:
+    return [f"{type(thing).__name__}.{name}" for name in names if not hasattr(thing, name)]
+
+
+def _refuse_missing(missing: list[str], version: str) -> None:
     if missing:
         raise ConfigError(
             "DeepSpeed lacks private names that distmoe uses",
-            got=f"{found} without {missing}",
+            got=f"{version} without {missing}",
             expected=PIN,
-            remedy=remedy,
+            remedy=f"pip install '{PIN}'",
         )
 
 

@@ -63,6 +63,12 @@ _REFUSED: tuple[tuple[str, tuple[Any, ...], str, str], ...] = (
         "remove the key",
     ),
     ("bf16.immediate_grad_update", (None, False), "not tested with routed layers", "remove the key"),
+    (
+        "bf16.check_grad_overflow",
+        (None, True),
+        "a gradient that is not finite would reach the weights",
+        "remove the key",
+    ),
     ("bf16.bf16_master_weights_and_grads", (None, False), "checkpoints hold fp32 master weights", "remove the key"),
     ("bf16.bf16_optimizer_states", (None, False), "checkpoints hold fp32 moments", "remove the key"),
     ("fp16.fp16_master_weights_and_grads", (None, False), "checkpoints hold fp32 master weights", "remove the key"),

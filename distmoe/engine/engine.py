@@ -129,7 +129,6 @@ class Engine:
         norm_before = self._unsharded_norm()
         if norm_before is not None and not math.isfinite(norm_before):  # the sharded optimizers skip by themselves
             self.skip_step()
-            self._ds.skipped_steps += 1
             return StepResult(grad_norm=math.inf, skipped=True)
         self._ds.step()
         self._backwards = 0
@@ -141,6 +140,7 @@ class Engine:
         compatibility.drop_gradients(self._ds)
         self._backwards = 0
         self._ds.global_steps += 1
+        self._ds.skipped_steps += 1
 
     def train_mode(self) -> None:
         self._ds.train()

@@ -87,6 +87,7 @@ def initialize(
             mpu=mpu,
             dist_init_required=False,
         )
+    compatibility.check_engine(ds_engine, stage=settings.stage)
     topology = {
         "num_ranks": grid.num_ranks,
         "tensor": grid.tensor,

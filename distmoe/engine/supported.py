@@ -26,7 +26,6 @@ class Combination:
         uniform: Whether, at each layer, all spans have equally many blocks: experts have equally many copies.
         symmetric: Whether all ranks hold equally many expert elements at each layer.
         fp32_accumulation: Whether micro-batches are added up in fp32.
-        accumulates: Whether there is more than one micro-batch per step.
         overlap_comm: Whether reductions run beside the backward pass.
         offload: Whether the optimizer lives in host memory.
         tensor: Whether dense matrices are cut over tensor ranks.
@@ -40,7 +39,6 @@ class Combination:
     uniform: bool = True
     symmetric: bool = True
     fp32_accumulation: bool = True
-    accumulates: bool = False
     overlap_comm: bool = False
     offload: bool = False
     tensor: bool = False
@@ -61,7 +59,6 @@ class Row:
     uniform: bool | None = None
     symmetric: bool | None = None
     fp32_accumulation: bool | None = None
-    accumulates: bool | None = None
     overlap_comm: bool | None = None
     offload: bool | None = None
     tensor: bool | None = None
@@ -73,7 +70,6 @@ class Row:
             "uniform",
             "symmetric",
             "fp32_accumulation",
-            "accumulates",
             "overlap_comm",
             "offload",
             "tensor",
@@ -99,7 +95,6 @@ class Row:
             "uniform": ("equally many copies of every expert", "unequal numbers of copies"),
             "symmetric": ("equal expert sizes on all ranks", "unequal expert sizes"),
             "fp32_accumulation": ("fp32 accumulation", "low-precision accumulation"),
-            "accumulates": ("several micro-batches", "one micro-batch"),
             "overlap_comm": ("overlap_comm", "no overlap_comm"),
             "offload": ("optimizer offload", "no offload"),
             "tensor": ("tensor parallelism", "no tensor parallelism"),
@@ -228,7 +223,6 @@ def combination(
         uniform=not unsure and all(len({len(span.blocks) for span in spans}) == 1 for spans in layers),
         symmetric=not unsure and all(len({len(span.task_groups) for span in spans}) == 1 for spans in layers),
         fp32_accumulation=settings.accumulation_dtype == "fp32",
-        accumulates=settings.accumulation_steps > 1,
         overlap_comm=settings.overlap_comm,
         offload=settings.offload,
         tensor=tensor > 1,

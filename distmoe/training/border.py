@@ -60,7 +60,7 @@ def refuse_nonfinite(
     if is_distributed():
         found = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(found, own)
-    rows = [row for of_rank in found for row in of_rank]
+    rows = list(dict.fromkeys(row for of_rank in found for row in of_rank))  # tensor ranks have the same examples
     if rows:
         more = f", and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
         got = f"not finite for {', '.join(rows[:_SHOWN])}{more}"

@@ -15,6 +15,7 @@ from distmoe.checkpoint import folders, store
 from distmoe.checkpoint.carry import Carrier
 from distmoe.checkpoint.config import CheckpointConfig
 from distmoe.checkpoint.saver import Saver
+from distmoe.checkpoint.together import together
 from distmoe.data.loader import StepLoader
 from distmoe.engine.engine import Engine
 from distmoe.log import get_logger
@@ -131,7 +132,7 @@ class Checkpoints:
         """Restores everything. Collective.
 
         Args:
-            folder: A checkpoint.
+            folder: A checkpoint; without a carrier, one whose checksums have been compared.
             carrier: Of a run whose task groups have been merged since: weights and moments go through it, and the
                 counters of an unfinished log window, whose shapes were others, stay empty.
 
@@ -139,7 +140,8 @@ class Checkpoints:
             CheckpointError: If the checkpoint is damaged or of another task set, grouping or model.
         """
         grouping = self._grouping if carrier is None else carrier.plan.before
-        manifest = store.check(folder, tasks=self._tasks, grouping=grouping)
+        # Where a run resumes, its set-up has compared every checksum already.
+        manifest = store.check(folder, tasks=self._tasks, grouping=grouping, checksums=carrier is not None)
         load = store.load if carrier is None else carrier.load
         loaded = self._engine.load_state(folder, manifest=manifest, load=load)
         if not loaded.trainer_state:  # tools/edit_tasks.py wrote it: weights and moments of a run that begins
@@ -160,11 +162,22 @@ class Checkpoints:
     def load_best_weights(self) -> int | None:
         """Puts the weights of the best checkpoint into the model, for a last evaluation; returns its step. Collective.
 
-        ``None``: the current weights are the best, or best checkpoints are not kept.
+        ``None``: the current weights are the best, or best checkpoints are not kept, or, with a warning, this run does
+        not have it.
         """
         best = self._state.best.step
-        folder = self._root / f"step_{best}"
-        if not self._options.keep_best or best in (-1, self._state.step) or not folder.is_dir():
+        if not self._options.keep_best or best in (-1, self._state.step):
+            return None
+        # One rank looks: what it finds decides whether all of them meet in loading.
+        [folder, *_] = together(lambda: self._find(best), None, self._root)
+        if folder is None:
+            if self._grid.rank == 0:
+                _log.warning(
+                    "the best checkpoint, step_%d, is not in %s: the last weights are scored", best, self._root
+                )
             return None
         self._engine.load_state(folder, manifest=store.check(folder, tasks=self._tasks, grouping=self._grouping))
         return best
+
+    def _find(self, step: int) -> Path | None:
+        return folders.by_step(self._root).get(step) if self._grid.rank == 0 else None

@@ -29,10 +29,11 @@ from distmoe.training.agreement import is_distributed
 from distmoe.training.answers import Answers
 from distmoe.training.example_losses import by_row, predictions, regression_mask, row_losses, targets
 from distmoe.training.metrics import macro, score, score_tokens
+from distmoe.training.monitor import finite
 
 # task, example, prediction, label, loss; of a task that predicts tokens: right tokens, target tokens, sum of losses
 _COLUMNS = 5
-# Perplexities beyond exp(100) mean nothing, and JSON has no infinity.
+# Perplexities beyond exp(100) mean nothing.
 _LARGEST_LOSS = 100.0
 
 
@@ -78,7 +79,7 @@ class TaskScore:
 
     def to_json(self) -> dict[str, Any]:
         row = {"metric": self.metric, "score": self.score, "loss": self.loss, "examples": self.num_examples}
-        return row if self.perplexity is None else row | {"perplexity": self.perplexity}
+        return finite(row if self.perplexity is None else row | {"perplexity": self.perplexity})
 
 
 @dataclass(frozen=True)

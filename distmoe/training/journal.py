@@ -107,7 +107,7 @@ class Journal:
                 "loss": summary.loss,
                 "task_loss": summary.task_loss,
                 "lr": lr,
-                "grad_norm": _finite(grad_norm),
+                "grad_norm": grad_norm,
                 "tokens_per_second": round(speed, 1),
                 "skipped_steps": state.skipped_steps,
                 "auxiliary": summary.auxiliary,
@@ -158,10 +158,11 @@ class Journal:
     def state_dict(self) -> dict[str, Any]:
         """What the unfinished window holds, over all ranks; JSON values. Collective."""
         routing = None if self.statistics is None else self.statistics.state_dict(self._all_reduce)
-        return {"window": self.window.state_dict(), "routing": routing}
+        return {"window": self.window.state_dict(), "routing": routing, "seconds": self._clock.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.window.load_state_dict(state["window"])
+        self._clock.go_on(state.get("seconds", 0.0))  # older checkpoints lack it
         if self.statistics is not None:
             self.statistics.load_state_dict(state["routing"], empty=self._rank != 0)
 
@@ -200,26 +201,24 @@ class _Clock:
     """Seconds of training since the last restart, without evaluations and saves."""
 
     def __init__(self) -> None:
-        self._mark, self._seconds = time.perf_counter(), 0.0
+        self.go_on(0.0)
+
+    def go_on(self, seconds: float) -> None:
+        self._mark, self.seconds = time.perf_counter(), seconds
 
     def step_ended(self) -> None:
         now = time.perf_counter()
-        self._seconds += now - self._mark
+        self.seconds += now - self._mark
         self._mark = now
 
     def pause_ended(self) -> None:
         self._mark = time.perf_counter()
 
     def restart(self) -> float:
-        seconds, self._seconds = self._seconds, 0.0
+        seconds, self.seconds = self.seconds, 0.0
         return max(seconds, 1e-9)
 
 
 def _shown(row: TaskScore) -> str:
     perplexity = "" if row.perplexity is None else f" (perplexity {row.perplexity:.2f})"
     return f"{row.task} {row.score:.3f}{perplexity}"
-
-
-def _finite(value: float) -> float | None:
-    """JSON has no infinity."""
-    return value if abs(value) < float("inf") else None

@@ -12,6 +12,7 @@ Only rank 0 has sinks; :meth:`Monitor.write` on other ranks does nothing. A line
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,12 +48,17 @@ class JsonlSink:
 
 
 class TensorBoardSink:
-    """Scalars for TensorBoard, below ``tensorboard/`` in the run folder."""
+    """Scalars for TensorBoard, below ``tensorboard/`` in the run folder.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Where its event files are.
+        step: Steps that are done; what older files hold of later ones is not shown any more.
+    """
+
+    def __init__(self, folder: Path, *, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def write(self, record: Mapping[str, Any]) -> None:
         for name, value in scalars(record):
@@ -84,6 +90,7 @@ class Monitor:
         self._sinks = sinks
 
     def write(self, record: Mapping[str, Any]) -> None:
+        record = finite(record)
         for sink in self._sinks:
             sink.write(record)
 
@@ -129,20 +136,29 @@ def require_trackers(*, wandb: bool) -> None:
 
 
 def build_monitor(
-    folder: Path, *, rank: int, name: str, config: Mapping[str, Any], tensorboard: bool, wandb: bool
+    folder: Path, *, rank: int, name: str, config: Mapping[str, Any], tensorboard: bool, wandb: bool, step: int = 0
 ) -> Monitor:
-    """Opens the run's sinks on rank 0; other ranks get a monitor without any."""
+    """Opens the run's sinks on rank 0, after ``step`` steps; other ranks get a monitor without any."""
     if rank != 0:
         return Monitor()
     sinks: list[Sink] = [JsonlSink(folder / METRICS_FILE)]
     if tensorboard:
         try:
-            sinks.append(TensorBoardSink(folder / "tensorboard"))
+            sinks.append(TensorBoardSink(folder / "tensorboard", step=step))
         except ImportError:
             _log.info("tensorboard is not installed: scalars go to %s only", METRICS_FILE)
     if wandb:
         sinks.append(WandbSink(folder, name, config))
     return Monitor(tuple(sinks))
+
+
+def finite(value: Any) -> Any:
+    """JSON values with null in place of every number that is not finite: JSON has no infinity."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

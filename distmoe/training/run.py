@@ -157,6 +157,7 @@ def _finish(run: Run, folder: RunFolder, ended: Ended, *, shifted: Sequence[str]
             "seconds": round(state.train_seconds, 1),
             "best": {"step": state.best.step, "score": state.best.score},
             "test_step": test_step,
+            "test_weights": "best" if test_step == state.best.step else "last",
             "test": scored["test"].to_json(),
             "shifts": {split.removeprefix("test~"): scored[split].to_json() for split in shifted},
         }

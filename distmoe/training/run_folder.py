@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from distmoe.checkpoint import folders
 from distmoe.config import build
 from distmoe.errors import CheckpointError, ConfigError
 from distmoe.log import get_logger
@@ -49,6 +52,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def goes_on(self) -> bool:
+        """Whether the checkpoint to load is one of this very run."""
+        return self.resume_from is not None and self.resume_from.resolve().parent == self.checkpoints.resolve()
+
+    @property
     def metrics(self) -> Path:
         return self.path / METRICS_FILE
 
@@ -68,7 +76,7 @@ def open_run(config: RunConfig, *, resume: str, latest: Any) -> RunFolder:
         latest: ``latest(checkpoints_folder) -> Path | None``, the newest complete checkpoint.
 
     A launch that starts a run again, with the same arguments, has a name in DISTMOE_LAUNCH. Once it has claimed the
-    folder, a checkpoint there is its own: it goes on from that even with ``never`` or a checkpoint of another run.
+    folder, checkpoints there are its own: it goes on from the newest even with ``never`` or a path.
 
     Raises:
         ConfigError: If the folder belongs to a run with another configuration, or to one that has ended without scores
@@ -76,10 +84,11 @@ def open_run(config: RunConfig, *, resume: str, latest: Any) -> RunFolder:
         CheckpointError: If the wanted checkpoint does not exist.
     """
     path = run_path(config)
-    if resume not in ("auto", "must") and _is_own(path) and not _holds_checkpoint(path, Path(resume)):
-        resume = "auto" if latest(path / "checkpoints") is not None else resume
+    if resume not in ("auto", "must") and _is_own(path) and latest(path / "checkpoints") is not None:
+        resume = "auto"
     if resume == "never":
         return RunFolder(path, None)
+    saved = _read_config(path)
     if resume not in ("auto", "must"):
         if not Path(resume).is_dir():
             raise CheckpointError(
@@ -88,8 +97,10 @@ def open_run(config: RunConfig, *, resume: str, latest: Any) -> RunFolder:
                 expected="auto, must, never, or the folder of a checkpoint (runs/NAME/checkpoints/step_N)",
                 remedy="correct the path",
             )
-        return RunFolder(path, Path(resume))
-    saved = _read_config(path)
+        folder = RunFolder(path, Path(resume))
+        if saved is not None and folder.goes_on:
+            _refuse_other_config(saved, config, path)
+        return folder
     if saved is not None:
         _refuse_other_config(saved, config, path)
     checkpoint = latest(path / "checkpoints") if saved is not None else None
@@ -109,10 +120,12 @@ def open_run(config: RunConfig, *, resume: str, latest: Any) -> RunFolder:
 def claim(folder: RunFolder, config: RunConfig, *, step: int, resume: str) -> None:
     """Makes the folder ready to be written: call it on rank 0, when the run is known to be able to start.
 
-    A fresh start moves an older run aside (nothing is deleted); a resumed one drops metrics after ``step``.
+    A fresh start moves an older run aside (nothing is deleted); a resumed one drops metrics after ``step``. One that
+    resumes from an earlier checkpoint than its newest first sets aside what it did after ``step``.
     """
-    goes_on = folder.resume_from is not None and _holds_checkpoint(folder.path, folder.resume_from)
-    if not goes_on and _holds_run(folder.path):
+    if folder.goes_on:
+        _set_aside_later(folder, step)
+    elif _holds_run(folder.path):
         _move_aside(folder.path, why="--resume never" if resume == "never" else "nothing to resume from in it")
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
@@ -190,22 +203,36 @@ def _is_own(path: Path) -> bool:
     return bool(_launch()) and file.is_file() and file.read_text(encoding="utf-8").strip() == _launch()
 
 
-def _holds_checkpoint(path: Path, checkpoint: Path) -> bool:
-    return checkpoint.resolve().parent == (path / "checkpoints").resolve()
-
-
 def _holds_run(path: Path) -> bool:
     return path.is_dir() and any(path.iterdir())
 
 
 def _move_aside(path: Path, *, why: str) -> None:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    for attempt in range(1000):
-        target = path.with_name(f"{path.name}.old-{stamp}" + (f"-{attempt}" if attempt else ""))
-        if not target.exists():
-            path.rename(target)
-            _log.warning("%s: the older run was moved to %s (%s)", path, target, why)
-            return
+    target = _free_name(path)
+    path.rename(target)
+    _log.warning("%s: the older run was moved to %s (%s)", path, target, why)
+
+
+def _set_aside_later(folder: RunFolder, step: int) -> None:
+    """Makes a run folder of its own of what the run did beyond the step that it goes back to.
+
+    Left in place, later checkpoints would count as the newest and the best of a run that has not made them.
+    """
+    if max(folders.by_step(folder.checkpoints), default=step) <= step:
+        return
+    target = _free_name(folder.path)
+    left_out = shutil.ignore_patterns(folder.checkpoints.name, "deepspeed", STOP_FILE)
+    shutil.copytree(folder.path, target, symlinks=True, ignore=left_out)
+    moved = folders.move_later(folder.checkpoints, target / folder.checkpoints.name, after=step)
+    names = ", ".join(path.name for path in reversed(moved))
+    _log.warning("%s goes back to step %d: %s moved to %s, with a copy of its log", folder.path, step, names, target)
+
+
+def _free_name(path: Path) -> Path:
+    """``NAME.old-DATE``, which does not exist yet."""
+    base = path.with_name(f"{path.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
+    numbered = (base.with_name(f"{base.name}-{number}") for number in itertools.count(1))
+    return next(target for target in itertools.chain([base], numbered) if not target.exists())
 
 
 def _write(path: Path, text: str) -> None:

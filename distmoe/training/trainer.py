@@ -65,6 +65,9 @@ class Trainer:
         """
         state = self.state
         target = self.schedule.num_steps if until is None else min(until, self.schedule.num_steps)
+        if state.step < self.schedule.num_steps and self._has_stopped_early:
+            self.checkpoints.wait()
+            return "Stopped early"  # and was ended before its scores were written
         while state.step < target:
             began = time.perf_counter()
             stopped = self._train_step(stop)
@@ -143,6 +146,10 @@ class Trainer:
         self.journal.evaluated(evaluation, self.state.step, is_best=is_best)
         return evaluation
 
+    @property
+    def _has_stopped_early(self) -> bool:
+        return self.state.best.should_stop and not self.on_trial
+
     def _is_evaluation_due(self, last: bool) -> bool:
         every = self.run_config.eval_every
         return last or (every is not None and self.state.step % every == 0)
@@ -150,6 +157,6 @@ class Trainer:
     def _ended(self, last: bool, stopped: bool) -> Ended | None:
         if last:
             return "Finished"
-        if self.state.best.should_stop and not self.on_trial:
+        if self._has_stopped_early:
             return "Stopped early"
         return "Stopped by a signal" if stopped else None

@@ -160,12 +160,12 @@ class Workshop:
 
     def outlets(self) -> Outlets:
         """Opens the run's sinks; once, after the folder is claimed."""
-        config, rank = self.config, self.env.rank
+        config, rank, step = self.config, self.env.rank, step_of(self.folder)
         monitor = build_monitor(
             self.folder.path, rank=rank, name=config.run.name, config=config.model_dump(),
-            tensorboard=config.run.tensorboard, wandb=config.run.wandb,
+            tensorboard=config.run.tensorboard, wandb=config.run.wandb, step=step,
         )  # fmt: skip
-        return Outlets(monitor, Progress(config.schedule.num_steps, start=step_of(self.folder), rank=rank))
+        return Outlets(monitor, Progress(config.schedule.num_steps, start=step, rank=rank))
 
     def assemble(
         self,

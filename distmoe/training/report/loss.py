@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from matplotlib.figure import Figure
 
 from distmoe.training.report.history import RunHistory
@@ -69,5 +71,5 @@ def task_losses(history: RunHistory, theme: Theme) -> Figure:
 
 
 def _mean_loss(evaluation: dict) -> float:
-    losses = [row["loss"] for row in evaluation["tasks"].values()]
+    losses = [math.nan if row["loss"] is None else row["loss"] for row in evaluation["tasks"].values()]
     return sum(losses) / max(1, len(losses))

@@ -44,7 +44,7 @@ def merge_table(history: RunHistory) -> str:
                     html.Cell(" + ".join(_names(history, member) for member in merge["members"]), text=True),
                     html.Cell(_cost(verdict["against_control"])),
                     html.Cell("" if verdict["against_rival"] is None else _cost(verdict["against_rival"])),
-                    html.Cell(f"{100 * (verdict['against_before'] - 1):+.1f} %"),
+                    html.Cell(_change(verdict["against_before"])),
                     html.Cell("kept" if kept else "undone", "good" if kept else "bad"),
                     html.Cell(f"{count['before']:,} → {count['after']:,}"),
                 ]
@@ -103,7 +103,11 @@ def _panel(axes: Axes, theme: Theme, history: RunHistory, line: Record, proposal
 
 def _cost(cost: Record) -> str:
     """A ratio of losses as a change with its standard error."""
-    return f"{100 * (cost['ratio'] - 1):+.1f} % ± {100 * cost['noise']:.1f}"
+    return _change(cost["ratio"]) + ("" if cost["noise"] is None else f" ± {100 * cost['noise']:.1f}")
+
+
+def _change(ratio: float | None) -> str:
+    return "not finite" if ratio is None else f"{100 * (ratio - 1):+.1f} %"
 
 
 def _spell_agreement(history: RunHistory) -> str:

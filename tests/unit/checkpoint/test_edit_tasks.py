@@ -248,3 +248,13 @@ def test_the_command_writes_a_run_that_can_be_resolved(tmp_path: Path, capsys: p
     assert "would overwrite something" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         remove_task(tmp_path, tmp_path / "x", "mood")
+
+
+def test_a_run_whose_structure_was_learned_goes_on_with_what_it_has_found(tmp_path: Path) -> None:
+    old = _checkpoint(tmp_path / "run")
+    manifest = json.loads((old / "manifest.json").read_text())
+    manifest["config"]["structure"] = {"learn": {"phases": 2}}
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    for done in (_add(old, tmp_path / "added"), remove_task(old, tmp_path / "removed", "mood")):
+        assert yaml.safe_load((done.folder / "config.yaml").read_text())["structure"]["learn"] is None
+        assert read_manifest(done.checkpoint).config["structure"]["learn"] is None

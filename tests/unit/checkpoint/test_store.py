@@ -251,6 +251,27 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in store.prune(tmp_path, keep_last=1, keep_best=False)] == ["step_2", "step_10"]
 
 
+def test_a_damaged_manifest_neither_counts_as_best_nor_keeps_the_next_save_from_ending(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step, score in [(1, 0.9), (2, 0.3), (3, None)]:
+        save(tmp_path, step, score=score)
+    (tmp_path / "step_1" / MANIFEST_NAME).write_text("{")
+    assert store.best(tmp_path) == tmp_path / "step_2"
+    assert [path.name for path in store.prune(tmp_path, keep_last=1, keep_best=True)] == ["step_1"]
+    assert "step_1 is no candidate for the best checkpoint" in caplog.text
+
+
+def test_later_checkpoints_move_together_and_stay_loadable(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path / "run", step)
+    (tmp_path / "run" / "step_3").rename(tmp_path / "run" / "step_3.old")
+    moved = folders.move_later(tmp_path / "run", tmp_path / "aside", after=1)
+    assert [path.name for path in moved] == ["step_3.old", "step_2"]
+    assert store.latest(tmp_path / "run") == tmp_path / "run" / "step_1"
+    assert all(check(path).step == step for step, path in folders.by_step(tmp_path / "aside").items())
+
+
 def test_a_second_folder_follows_the_checkpoints_that_are_kept(tmp_path: Path) -> None:
     root, copies = tmp_path / "checkpoints", tmp_path / "deepspeed"
     save(root, 3)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
@@ -32,6 +34,25 @@ def test_a_missing_private_name_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(compatibility.PRIVATE_NAMES, "deepspeed.utils.groups", ("_GONE",))
     with pytest.raises(ConfigError, match=r"deepspeed\.utils\.groups\._GONE"):
         compatibility.check_version()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_an_engine_without_a_name_that_objects_get_when_made_is_refused(stage: int) -> None:
+    kind = {0: "none", 3: "stage3"}.get(stage, "zero")
+    optimizer, parameters = compatibility.OPTIMIZER_NAMES[kind], compatibility.PARAMETER_NAMES[kind]
+
+    def engine(*, without: str = "") -> SimpleNamespace:
+        def made(names: Sequence[str]) -> SimpleNamespace:
+            return SimpleNamespace(**{name: None for name in names if name != without})
+
+        parameter = SimpleNamespace(requires_grad=True, **vars(made(parameters)))
+        module = SimpleNamespace(parameters=lambda: [parameter, SimpleNamespace(requires_grad=False)])
+        return SimpleNamespace(optimizer=made(optimizer), module=module, **vars(made(compatibility.ENGINE_NAMES)))
+
+    compatibility.check_engine(engine(), stage=stage)
+    for name in (*compatibility.ENGINE_NAMES, *optimizer, *parameters):
+        with pytest.raises(ConfigError, match=rf"lacks private names(.|\n)*\.{name}'"):
+            compatibility.check_engine(engine(without=name), stage=stage)
 
 
 def test_the_marker_has_no_tensors_and_passes_deepspeeds_check() -> None:

@@ -74,6 +74,10 @@ def test_auto_is_zero1_in_bf16_on_a_gpu_and_fp32_on_a_cpu() -> None:
         ({"train_batch_size": 32}, r"'train_batch_size' contradicts data\.batch_size(.|\n)*=32(.|\n)*24"),
         ({"train_micro_batch_size_per_gpu": 2}, r"contradicts data\.micro_batch_size"),
         ({"gradient_accumulation_steps": 1}, r"contradicts data\.batch_size and data\.micro_batch_size"),
+        (
+            {"bf16": {"enabled": True, "check_grad_overflow": False}},
+            r"'bf16.check_grad_overflow' cannot be used(.|\n)*False(.|\n)*expected: True",
+        ),
         ({"elasticity": {}}, "DeepSpeed 0.19 removed it"),
         ({"flops_profiler": {"enabled": "auto"}}, r"cannot fill these \"auto\" fields(.|\n)*flops_profiler\.enabled"),
         ({"expert_parallel": {"enabled": True}}, r"parallel\.ep_size"),

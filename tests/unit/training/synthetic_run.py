@@ -50,7 +50,7 @@ def evaluation_line(step: int, split: str = "validation") -> dict:
         name: {
             "metric": metric,
             "score": 0.9 - 0.05 * i - 0.5 * math.exp(-step / 100) + (0.02 if i == step // 100 % 6 else 0.0),
-            "loss": 0.4 + math.exp(-step / 100),
+            "loss": None if (step, name) == (200, "cola") else 0.4 + math.exp(-step / 100),  # None: it was not finite
             "examples": 300,
         }
         for i, (name, metric) in enumerate(zip(TASKS, METRICS, strict=True))

@@ -5,6 +5,7 @@ import torch
 
 from distmoe.errors import TrainingError
 from distmoe.tasks import TaskGrouping
+from distmoe.training import border
 from distmoe.training.border import Border, agree, refuse_nonfinite
 from distmoe.training.objective import LossBreakdown, Objective
 from tests.unit.training.samples import TASKS, batch, output
@@ -42,3 +43,12 @@ def test_without_a_bad_row_the_auxiliary_loss_is_named() -> None:
     good, rows = losses_of([1.0], [0])
     with pytest.raises(TrainingError, match="an auxiliary loss is not"):
         refuse_nonfinite(0, [good], [rows], TASKS)
+
+
+def test_examples_that_tensor_ranks_share_are_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad, rows = losses_of([math.nan, math.inf], [7, 9])
+    monkeypatch.setattr(border, "is_distributed", lambda: True)
+    monkeypatch.setattr(border.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(border.dist, "all_gather_object", lambda found, own: found.__setitem__(slice(None), [own, own]))
+    with pytest.raises(TrainingError, match=r"not finite for size#7, size#9\n"):
+        refuse_nonfinite(0, [bad], [rows], TASKS)

@@ -22,6 +22,7 @@ from distmoe.seed import seed_all
 from distmoe.tasks import TaskGrouping
 from distmoe.training.checkpoints import Checkpoints
 from distmoe.training.config import RunConfig
+from distmoe.training.selection import BestScore
 from distmoe.training.state import TrainerState, rng_state
 from tests.unit.training.samples import TASKS
 
@@ -39,7 +40,11 @@ class _Recorder:
 
 
 def _load(monkeypatch: pytest.MonkeyPatch, loaded: LoadedState, *, rank: int = 0) -> tuple[Any, Any, TrainerState]:
-    monkeypatch.setattr(store, "check", lambda *_, **__: loaded.manifest)
+    def check(*_: Any, checksums: bool, **__: Any) -> Manifest:
+        assert not checksums, "set-up has compared them"
+        return loaded.manifest
+
+    monkeypatch.setattr(store, "check", check)
     loader, journal, state = _Recorder(), _Recorder(), TrainerState()
     Checkpoints(
         Path("checkpoints"),
@@ -149,3 +154,44 @@ def test_random_states_of_another_tensor_degree_are_not_taken_over(
     seed_all(0, "resumed", 5, 3)
     assert torch.equal(drawn, torch.rand(3))
     assert "the number of data or tensor ranks has changed" in caplog.text
+
+
+def _best(
+    root: Path, monkeypatch: pytest.MonkeyPatch, *folders: str, keep_best: bool = True
+) -> tuple[int | None, list[Path]]:
+    """What is loaded where step 5 was the best, 9 is the last, and these folders are complete checkpoints."""
+    for name in folders:
+        (root / name).mkdir(parents=True)
+        (root / name / MANIFEST_NAME).touch()
+    monkeypatch.setattr(store, "check", lambda *_, **__: MANIFEST)
+    read: list[Path] = []
+    empty: Any = SimpleNamespace()
+    made = Checkpoints(
+        root,
+        config=RunConfig(checkpoint=CheckpointConfig(keep_best=keep_best)),
+        engine=SimpleNamespace(load_state=lambda folder, *, manifest: read.append(folder)),  # type: ignore[arg-type]
+        loader=empty,
+        journal=empty,
+        state=TrainerState(step=9, best=BestScore(score=0.5, step=5)),
+        tasks=TASKS,
+        grouping=TaskGrouping.one_group(len(TASKS), 1),
+        saver=Saver(keep=lambda root: None),
+        grid=RankGrid(),
+    )
+    return made.load_best_weights(), read
+
+
+@pytest.mark.parametrize("name", ["step_5", "step_5.old"])
+def test_the_best_weights_are_found_also_after_a_save_killed_between_its_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    assert _best(tmp_path, monkeypatch, name, "step_9") == (5, [tmp_path / name])
+
+
+def test_best_weights_that_the_run_does_not_have_are_missed_aloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert _best(tmp_path, monkeypatch, "step_9", keep_best=False) == (None, [])
+    assert caplog.text == ""
+    assert _best(tmp_path, monkeypatch) == (None, [])
+    assert f"step_5, is not in {tmp_path}: the last weights are scored" in caplog.text

@@ -4,7 +4,7 @@ from torch import nn
 
 from distmoe.data.batch import TaskBatch
 from distmoe.models.output import ModelOutput
-from distmoe.training.evaluate import evaluate
+from distmoe.training.evaluate import Evaluation, TaskScore, evaluate
 from tests.unit.training.samples import TASKS, batch, output
 
 
@@ -66,3 +66,9 @@ def test_a_repeated_example_is_noticed() -> None:
         evaluate(
             Echo(), [*BATCHES, batch([1], [0.5], example_ids=[0])], split="validation", tasks=TASKS, sizes=(2, 3, 0)
         )
+
+
+def test_a_loss_that_is_not_finite_is_null_in_manifests_and_results() -> None:
+    row = TaskScore("colour", "token_accuracy", 0.0, float("nan"), 3, is_per_token=True)
+    expected = {"metric": "token_accuracy", "score": 0.0, "loss": None, "examples": 3, "perplexity": None}
+    assert Evaluation("test", (row,), 0.0, 1.0).to_json()["tasks"]["colour"] == expected

@@ -1,6 +1,9 @@
 import json
+import math
+import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from distmoe.engine.engine import StepResult
@@ -105,3 +108,42 @@ def test_a_window_resumed_in_the_middle_writes_the_same_line(tmp_path: Path) -> 
     for one, _ in (whole, second):
         one.log(TrainerState(step=2))
     assert lines(tmp_path / "second") == lines(tmp_path / "whole")
+
+
+def test_routings_of_a_step_whose_loss_was_not_finite_leave_the_line_strict_json(tmp_path: Path) -> None:
+    made, _ = journal(tmp_path)
+    routing = Routing(torch.zeros(3, 1, dtype=torch.int64), *(torch.full((3, n), math.nan) for n in (1, 2, 2)))
+    made.count(ModelOutput(torch.zeros(3, 3), (routing,), TokenContext(ROWS.task_ids_B, torch.arange(3), 3)))
+    made.add((), [ROWS], 0.5, StepResult(math.inf, skipped=True))
+    made.log(TrainerState(step=1, skipped_steps=1))
+    [line] = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    record = json.loads(line, parse_constant=pytest.fail)
+    assert record["routing"]["layer_3"]["entropy"] is None
+
+
+def test_the_speed_of_a_window_counts_its_seconds_before_the_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def stepped(name: str, saved: dict | None) -> tuple[Journal, float | None]:
+        """A step of 3 tokens in 2 s, after 100 s of building and loading."""
+        made, traffic = journal(tmp_path / name)
+        now[0] += 100
+        if saved is not None:
+            made.load_state_dict(saved)
+        else:
+            made.paused()
+        now[0] += 2
+        step(made, traffic)
+        saved = json.loads(json.dumps(made.state_dict()))
+        made.log(TrainerState(step=1))
+        line = (tmp_path / name / "metrics.jsonl").read_text()
+        return saved, json.loads(line)["tokens_per_second"]
+
+    saved, speed = stepped("first", None)
+    assert speed == 1.5
+    assert stepped("resumed", saved)[1] == 1.5
+    del saved["seconds"]  # as older checkpoints
+    assert stepped("older", saved)[1] == 3.0

@@ -1,12 +1,14 @@
 import builtins
 import json
+import math
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distmoe.errors import ConfigError
-from distmoe.training.monitor import build_monitor, require_trackers, scalars, truncate
+from distmoe.training.monitor import build_monitor, finite, require_trackers, scalars, truncate
 
 LINES = [
     {"step": 10, "loss": 1.0},
@@ -37,6 +39,24 @@ def test_tensorboard_gets_scalars(tmp_path: Path) -> None:
     monitor.write({"step": 1, "loss": 0.1})
     monitor.close()
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_a_resumed_curve_shows_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for done, steps in ((0, (1, 2, 3)), (1, (2, 3, 4))):
+        monkeypatch.setattr(time, "time", lambda done=done: 1e9 + done)  # event files are named by whole seconds
+        monitor = build_monitor(tmp_path, rank=0, name="r", config={}, tensorboard=True, wandb=False, step=done)
+        for step in steps:
+            monitor.write({"step": step, "loss": 1.0})
+        monitor.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+
+
+def test_numbers_that_are_not_finite_become_null_at_any_depth() -> None:
+    record = {"a": math.inf, "b": {"c": [1.0, math.nan, (-math.inf, 2)]}, "d": "inf", "e": None}
+    assert finite(record) == {"a": None, "b": {"c": [1.0, None, [None, 2]]}, "d": "inf", "e": None}
 
 
 def without(module: str, monkeypatch: pytest.MonkeyPatch) -> None:

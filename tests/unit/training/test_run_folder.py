@@ -1,9 +1,12 @@
 import json
+import logging
 from pathlib import Path
 
 import pytest
 import yaml
 
+from distmoe.checkpoint import folders
+from distmoe.checkpoint.manifest import MANIFEST_NAME
 from distmoe.config import apply_overrides, build
 from distmoe.errors import CheckpointError, ConfigError
 from distmoe.training.config import RunConfig
@@ -43,6 +46,39 @@ def test_auto_goes_on_from_the_newest_checkpoint_and_drops_later_metrics(tmp_pat
     claim(folder, config(tmp_path), step=20, resume="auto")
     assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [10, 20]
     assert (path / "checkpoints" / "step_20").is_dir()
+
+
+def test_going_back_sets_aside_later_checkpoints_with_the_log_that_belongs_to_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = started(tmp_path)
+    for step in (10, 20, 30):
+        (path / "checkpoints" / f"step_{step}").mkdir()
+        (path / "checkpoints" / f"step_{step}" / MANIFEST_NAME).touch()
+    folder = open_run(config(tmp_path), resume=str(path / "checkpoints" / "step_10"), latest=newest)
+    with caplog.at_level(logging.WARNING):
+        claim(folder, config(tmp_path), step=10, resume="path")
+    assert folders.steps(folder.checkpoints) == [folder.resume_from]
+    [aside] = tmp_path.glob("r.old-*")
+    assert list(folders.by_step(aside / "checkpoints")) == [20, 30]
+    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [10]
+    assert [json.loads(line)["step"] for line in (aside / "metrics.jsonl").read_text().splitlines()] == [10, 20, 30]
+    assert f"goes back to step 10: step_20, step_30 moved to {aside}" in caplog.text
+
+
+def test_going_on_from_the_newest_checkpoint_sets_nothing_aside(tmp_path: Path) -> None:
+    path = started(tmp_path, step=20)
+    (path / "checkpoints" / "step_20" / MANIFEST_NAME).touch()
+    folder = open_run(config(tmp_path), resume="auto", latest=folders.latest)
+    claim(folder, config(tmp_path), step=20, resume="auto")
+    assert folders.latest(folder.checkpoints) == folder.resume_from
+    assert [child.name for child in tmp_path.iterdir()] == ["r"]
+
+
+def test_a_path_into_the_own_run_does_not_get_round_its_configuration(tmp_path: Path) -> None:
+    path = started(tmp_path, step=20)
+    with pytest.raises(ConfigError, match=r"(?s)another configuration.*max_length=32.*max_length=128"):
+        open_run(config(tmp_path, "data.max_length=32"), resume=str(path / "checkpoints" / "step_20"), latest=newest)
 
 
 def test_an_older_run_without_a_checkpoint_is_moved_aside_not_deleted(tmp_path: Path) -> None:
@@ -87,7 +123,13 @@ def test_a_restart_leaves_the_checkpoint_it_began_with_only_for_one_of_its_own(t
     own.mkdir()
     assert open_run(config(tmp_path), resume=str(start), latest=newest).resume_from == own
     (folder.checkpoints / "step_20").mkdir()
-    assert open_run(config(tmp_path), resume=str(own), latest=newest).resume_from == own  # asked for: back to it
+    monkeypatch.setenv("DISTMOE_LAUNCH", "two")  # asked to go back inside its own folder
+    folder = open_run(config(tmp_path), resume=str(own), latest=newest)
+    assert folder.resume_from == own
+    claim(folder, config(tmp_path), step=10, resume=str(own))
+    newer = folder.checkpoints / "step_15"
+    newer.mkdir()
+    assert open_run(config(tmp_path), resume=str(own), latest=newest).resume_from == newer
 
 
 def test_another_configuration_is_refused_with_both_values_and_nothing_is_lost(tmp_path: Path) -> None:

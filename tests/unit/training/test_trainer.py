@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -130,6 +131,22 @@ def test_training_stops_early_with_a_checkpoint() -> None:
     assert made.run(StopSignal()) == "Stopped early"
     assert made.state.step == 3
     assert recorder.saved[-1] == (3, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("step", "on_trial", "ended", "trained"),
+    [(3, False, "Stopped early", 0), (3, True, "Finished", 6), (9, False, "Finished", 0)],
+)
+def test_a_run_that_had_stopped_early_takes_no_step_more_when_it_resumes(
+    step: int, on_trial: bool, ended: str, trained: int
+) -> None:
+    made, recorder, engine = trainer(values=[0.0] * 9, early_stop=2)
+    made = replace(made, on_trial=on_trial)
+    made.state.step = step
+    made.state.best.load_state_dict({"score": 0.5, "step": 1, "evaluations_without_improvement": 2})
+    assert made.run(StopSignal()) == ended
+    assert engine.events.count("step") == trained
+    assert recorder.waited == (ended == "Stopped early" or trained > 0)
 
 
 def test_a_signal_ends_training_after_the_step_with_a_checkpoint() -> None:
