@@ -33,9 +33,12 @@ def main(argv: list[str] | None = None) -> int:
         return _fail("an export without a file", f"{len(arguments.pairs)} paths", "pairs: EXPORT DATA", "add the file")
     found = []
     for folder, file in zip(arguments.pairs[::2], arguments.pairs[1::2], strict=True):
-        if not (folder / "config.json").is_file():
-            return _fail("not an exported model", folder, "a folder with config.json", "see tools/convert_to_hf.py")
-        tasks = {task["name"]: task for task in json.loads((folder / "config.json").read_text("utf-8"))["tasks"]}
+        config = folder / "config.json"
+        listed = json.loads(config.read_text("utf-8")).get("tasks") if config.is_file() else None
+        if listed is None:
+            expected = "a folder whose config.json names tasks"
+            return _fail("not an exported model", folder, expected, "see tools/convert_to_hf.py")
+        tasks = {task["name"]: task for task in listed}
         name = arguments.task or (next(iter(tasks)) if len(tasks) == 1 else None)
         if name not in tasks:
             return _fail(f"{folder} does not have this task", name, " | ".join(tasks), "name one with --task")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.checkpoint.tools import main_of
+
 SCRIPT = Path(__file__).parents[2] / "tools" / "predict.py"
 TASKS = [
     {"name": "sst2", "labels": ["negative", "positive"], "num_outputs": 2, "pair": False},
@@ -71,3 +73,9 @@ def test_a_folder_without_an_export_is_refused(tmp_path, is_model):
 def test_the_script_imports_nothing_of_distmoe():
     assert "import distmoe" not in SCRIPT.read_text()
     assert "from distmoe" not in SCRIPT.read_text()
+
+
+def test_the_scorer_refuses_a_model_that_is_no_export(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert main_of("score_export")([str(tmp_path), "rows.jsonl"]) == 2
+    assert "not an exported model" in capsys.readouterr().err
