@@ -123,6 +123,7 @@ def test_a_restart_leaves_the_checkpoint_it_began_with_only_for_one_of_its_own(t
     own.mkdir()
     assert open_run(config(tmp_path), resume=str(start), latest=newest).resume_from == own
     (folder.checkpoints / "step_20").mkdir()
+    (folder.checkpoints / "step_20" / MANIFEST_NAME).touch()
     monkeypatch.setenv("DISTMOE_LAUNCH", "two")  # asked to go back inside its own folder
     folder = open_run(config(tmp_path), resume=str(own), latest=newest)
     assert folder.resume_from == own
