@@ -66,9 +66,9 @@ def probe_set() -> ProbeSet:
 
 
 def test_ranks_of_any_number_and_placement_find_what_one_process_finds() -> None:
-    [alone] = run_ranks(compared, 1, 1, "colocated")
+    alone = compared(0, 1, "colocated")
     assert len({plan.sha256 for _, plan in alone}) > 1, "all similarities propose the same"
-    for world, mode in ((2, "colocated"), (2, "partitioned"), (4, "partitioned")):
+    for world, mode in ((2, "colocated"), (4, "partitioned")):
         for answer in run_ranks(compared, world, world, mode):
             assert [plan.sha256 for _, plan in answer] == [plan.sha256 for _, plan in alone]
             assert [similarity for similarity, _ in answer] == [similarity for similarity, _ in alone]

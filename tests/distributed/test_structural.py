@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from torch.distributed import distributed_c10d
 
 from tests.distributed import parity
@@ -32,6 +33,7 @@ def _regroup(rank: int) -> list[int]:
     return counts
 
 
+@pytest.mark.slow
 def test_twenty_regroupings_leave_as_many_process_groups_as_one() -> None:
     for counts in run_ranks(_regroup, 2):
         assert len(counts) == 20

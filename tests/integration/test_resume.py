@@ -20,7 +20,19 @@ def interrupted(folder: Path, moment: str, count: int, rank: int, name: str) -> 
     return run_ranks(folder, [moment, str(count), str(rank), name, *overrides(folder)], script=INTERRUPT)
 
 
-def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+def test_a_killed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert [one.code for one in run_ranks(whole, overrides(whole))] == [0, 0]
+    # kill -9 of rank 1 in the middle of step 6: the other rank fails instead of waiting; steps 5 and 6 are lost.
+    ended = interrupted(broken, "backward", 6, 1, "SIGKILL")
+    assert ended[1].code == -9
+    assert ended[0].code not in (0, 2)
+    assert folders.latest(broken / "run" / "checkpoints") == broken / "run" / "checkpoints" / "step_4"
+    ends_like(whole, broken)
+
+
+@pytest.mark.slow
+def test_a_run_stopped_and_killed_in_a_step_and_in_a_save_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert [one.code for one in run_ranks(whole, overrides(whole))] == [0, 0]
 
@@ -31,10 +43,8 @@ def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Pa
     checkpoints = broken / "run" / "checkpoints"
     assert [path.name for path in folders.steps(checkpoints)] == ["step_3"]
 
-    # kill -9 of rank 1 in the middle of step 6: the other rank fails instead of waiting; steps 5 and 6 are lost.
     ended = interrupted(broken, "backward", 3, 1, "SIGKILL")
     assert ended[1].code == -9
-    assert ended[0].code not in (0, 2)
     assert folders.latest(checkpoints) == checkpoints / "step_4"
 
     # kill -9 of rank 0 in the save of step 6 (a new best) or 8, when all but the folder's name is written.
@@ -42,11 +52,15 @@ def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Pa
     assert ended[0].code == -9
     assert list(checkpoints.glob("step_*.tmp"))
     assert folders.latest(checkpoints) == checkpoints / "step_4"
+    ends_like(whole, broken)
+    assert not list(checkpoints.glob("step_*.tmp"))
 
+
+def ends_like(whole: Path, broken: Path) -> None:
+    """Goes on to the end: equal log lines and weights."""
     ended = run_ranks(broken, ["--resume", "must", *overrides(broken)])
     assert [one.code for one in ended] == [0, 0], ended[0].output
     assert metrics(broken / "run") == metrics(whole / "run")
-    assert not list(checkpoints.glob("step_*.tmp"))
     expected, found = (read_weights(path / "run" / "checkpoints" / "step_12") for path in (whole, broken))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)

@@ -262,24 +262,22 @@ def test_two_ranks_learn_the_same_tree_with_the_same_losses_as_one(tmp_path: Pat
 
 
 def test_learn_groups_proposes_a_recipe_section_from_a_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pair = f"structure.grouping=[[{NAMES[0]}, {NAMES[1]}], [{NAMES[2]}], [{NAMES[3]}]]"
-    ended = train(tmp_path, "structure.learn=null", pair, "schedule.num_steps=4", "schedule.warmup=0")
-    assert ended.code == 0, ended.output
+    """Behind the first phase: all tasks share the first routed layer, each has a part of its own in the second."""
     main = runpy.run_path(str(TOOL))["main"]
-    checkpoint, out = str(tmp_path / "run" / "checkpoints" / "step_4"), tmp_path / "groups"
+    checkpoint, out = str(whole / "run" / "checkpoints" / "step_7"), tmp_path / "groups"
     assert main([checkpoint, "--examples", "64", "--out", str(out)]) == 0
     grouping = yaml.safe_load((out / "structure.yaml").read_text())["structure"]["grouping"]
     assert [sorted(name for own in layer for name in own) for layer in grouping] == [sorted(NAMES)] * 2
     assert {"dendrogram.png", "tree.png", "similarities.json"} <= {path.name for path in out.iterdir()}
-    matrix = json.loads((out / "similarities.json").read_text())["layer_0"]
-    assert [matrix[task][task] for task in range(3)] == [1.0] * 3
+    matrix = json.loads((out / "similarities.json").read_text())["layer_1"]
+    assert [matrix[task][task] for task in range(4)] == [1.0] * 4
 
-    capsys.readouterr()
-    # The second task of a task group, without the first.
+    # Two tasks of a task group, without its first.
     assert main([checkpoint, "--examples", "64", "--tasks", NAMES[1], NAMES[2], "--out", str(out)]) == 0
     grouping = yaml.safe_load((out / "structure.yaml").read_text())["structure"]["grouping"]
     assert [sorted(name for own in layer for name in own) for layer in grouping] == [sorted(NAMES[1:3])] * 2
+    capsys.readouterr()
     assert main([checkpoint, "--tasks", NAMES[0], "nothing"]) == 2
     assert "these tasks cannot be compared" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def test_reading_gives_back_what_was_written(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"not a complete checkpoint(.|\n)*--resume auto"):
+    with pytest.raises(CheckpointError, match=r"not a complete checkpoint(.|\n)*runs/NAME/checkpoints/step_N"):
         read_manifest(tmp_path)
 
 
