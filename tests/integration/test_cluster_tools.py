@@ -61,6 +61,7 @@ def test_checkpoints_are_compared_in_one_table(folder: Path, capsys) -> None:
     }
 
 
+@pytest.mark.slow
 def test_every_export_of_a_run_gives_the_full_models_logits_and_scores(folder: Path, capsys, monkeypatch) -> None:
     check = tool("check_export")
     checkpoint, out = folder / "run" / "checkpoints" / "step_12", folder / "exports"

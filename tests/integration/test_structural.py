@@ -141,6 +141,7 @@ def test_a_restart_gives_the_run_that_was_told_the_grouping_even_if_it_is_killed
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.structural
 def test_another_task_set_is_refused_before_the_first_step(whole: Path, tmp_path: Path) -> None:
     checkpoint = whole / "run" / "checkpoints" / "step_24"
     names = f"tasks.names=[{', '.join(NAMES[:3])}]"
