@@ -90,11 +90,11 @@ class LearnConfig(Section):
     tolerance: float = Field(
         0.0,
         ge=0,
-        description="Share of its tasks' validation loss that a merge may cost, against training on without it. The "
-        "merge of all candidates may cost nothing against the proposed task groups.",
+        description="Validation error that a merge may cost its tasks, against training on without it; 1 is the error "
+        "of a constant answer. The merge of all candidates may cost nothing against the proposed task groups.",
     )
     confidence: float = Field(
-        1.0,
+        2.0,
         ge=0,
         description="Standard errors of that cost, over validation examples, that are forgiven as noise; larger keeps "
         "more merges.",

@@ -5,10 +5,11 @@ question is put to the labels: the examples of a *target* task go through the la
 readout is fitted to the target's labels. Its cross-validated R^2 says how much of what the target needs the source
 computes (linear-probe transfer, as in Taskonomy, arXiv 1804.08328).
 
-An easy target is served well by all sources, and a source with few examples serves all targets badly. Neither says who
-belongs together, so both are taken out: an affinity is what is left of R^2 beyond a value per target and one per
-source. It is relative: positive means better than such two tasks do on average, and within any set of tasks the mean
-is 0. Of three tasks nothing is left: with six values and as many that are taken out, every affinity is 0.
+Of some targets more can be read than of others: R^2 counts in shares of what the best source reads. And an easy target
+is served well by all sources, a source with few examples serves all targets badly. Neither says who belongs together,
+so both are taken out: an affinity is what is left beyond a value per target and one per source. It is relative:
+positive means better than such two tasks do on average, and within any set of tasks the mean is 0. Of three tasks
+nothing is left: with six values and as many that are taken out, every affinity is 0.
 
 Shape letters: S source tasks, T target tasks (the same tasks), N examples, D feature width, C label columns.
 """
@@ -26,6 +27,7 @@ Floats = NDArray[np.float64]
 
 FEWEST_TASKS = 4  # whose affinities can differ
 MIN_EXAMPLES = 8  # per task: with fewer, what is left out of a fit is most of it
+READABLE = 0.03  # R^2 of a target's best source below which it says as much about the probe as about the sources
 # Relative to the features' mean eigenvalue. The best of them is taken for each pair alike.
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 
@@ -103,18 +105,23 @@ def transfer_matrix(features_SND: Floats, task_ids_N: NDArray[np.int64], labels:
 
 
 def affinity(transfer_ST: Floats) -> Floats:
-    """What R^2 of different tasks is beyond a value per source and one per target: symmetric, zeros on the diagonal.
+    """What shares of R^2 are beyond a value per source and one per target: symmetric, zeros on the diagonal.
 
     The least-squares fit of both over all pairs of different tasks; the two directions of a pair are averaged.
+
+    Args:
+        transfer_ST: :func:`transfer_matrix`; its diagonal counts as a source of its target, too.
     """
     num_tasks = len(transfer_ST)
+    readable_ST = np.clip(transfer_ST, 0.0, None)
+    shares_ST = readable_ST / np.maximum(readable_ST.max(axis=0), READABLE)
     sources, targets = np.nonzero(~np.eye(num_tasks, dtype=bool))
     design = np.zeros((len(sources), 2 * num_tasks))
     rows = np.arange(len(sources))
     design[rows, sources] = 1.0
     design[rows, num_tasks + targets] = 1.0
-    values = transfer_ST[sources, targets]
+    values = shares_ST[sources, targets]
     rest = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
-    left = np.zeros_like(transfer_ST)
+    left = np.zeros_like(shares_ST)
     left[sources, targets] = rest
     return (left + left.T) / 2

@@ -28,7 +28,7 @@ from distmoe.tasks import TaskSet, TaskSpec
 from distmoe.training.agreement import is_distributed
 from distmoe.training.answers import Answers
 from distmoe.training.example_losses import by_row, predictions, regression_mask, row_losses, targets
-from distmoe.training.metrics import macro, score, score_tokens
+from distmoe.training.metrics import macro, relative_errors, score, score_tokens
 from distmoe.training.monitor import finite
 
 # task, example, prediction, label, loss; of a task that predicts tokens: right tokens, target tokens, sum of losses
@@ -91,14 +91,15 @@ class Evaluation:
         tasks: In the order of the task set; tasks without this split are left out.
         macro: Mean of the scores.
         seconds: Wall time.
-        example_losses: By task name, the loss of every example in the order of the split, float64.
+        example_errors: By task name, :func:`~distmoe.training.metrics.relative_errors` in the order of the split; not
+            of tasks whose answers are tokens.
     """
 
     split: str
     tasks: tuple[TaskScore, ...]
     macro: float
     seconds: float
-    example_losses: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False, compare=False)
+    example_errors: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -146,8 +147,12 @@ def evaluate(
     # Sorted by example, so that float sums do not depend on how the examples were dealt to ranks.
     by_task = {task: own[np.argsort(own[:, 1])] for task in range(len(tasks)) if len(own := rows[rows[:, 0] == task])}
     results = tuple(_score_task(tasks[task], own, by_text.get(task)) for task, own in by_task.items())
-    losses = {tasks[task].name: own[:, 4] for task, own in by_task.items()}
-    return Evaluation(split, results, macro(row.score for row in results), time.monotonic() - began, losses)
+    errors = {
+        tasks[task].name: relative_errors(tasks[task], own[:, 2], own[:, 3])
+        for task, own in by_task.items()
+        if not tasks[task].predicts_tokens
+    }
+    return Evaluation(split, results, macro(row.score for row in results), time.monotonic() - began, errors)
 
 
 def gather_rows(rows_RC: Tensor, process_group: ProcessGroup | None = None) -> Tensor:

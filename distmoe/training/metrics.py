@@ -57,6 +57,27 @@ def score(spec: TaskSpec, predictions: NDArray[np.float64], labels: NDArray[np.f
     return float(sklearn_metrics.matthews_corrcoef(true, predicted))
 
 
+def relative_errors(
+    spec: TaskSpec, predictions: NDArray[np.float64], labels: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Error of every example in units that tasks share: of the best constant answer, the mean is 1.
+
+    Classification: 1 for a wrong class, over the share of examples outside the most frequent one. Regression: squared
+    error, over the variance of the labels. Labels that are all the same count as if one of them were another.
+
+    Args:
+        spec: Of a task whose answers are classes or numbers.
+        predictions: As :func:`score` takes them, ``[examples]``.
+        labels: In the same form.
+    """
+    if spec.is_regression:
+        errors, constant = np.square(predictions - labels), float(labels.var())
+    else:
+        errors = (predictions != labels).astype(np.float64)
+        constant = 1 - np.unique(labels, return_counts=True)[1].max() / len(labels)
+    return errors / (constant or 1 / len(labels))
+
+
 def score_tokens(spec: TaskSpec, right: float, count: float, loss: float) -> float:
     """Returns the score of a task whose answers are tokens, higher is better.
 

@@ -5,10 +5,10 @@
     python tools/bench/conditional.py                   # 6 layers of width 384, 32 sequences of 64 tokens, 9 tasks
     python tools/bench/conditional.py --quick --json OUT.json
 
-Three tables, all ratios inside one loop (protocol: README.md): 1. forward + backward with each module and all of them,
-to the plain encoder; 2. loops over tasks as the published code has them, to the gather by task id, for a conditional
-LayerNorm, beside the plain one, and for the attention bias; 3. a step of uncertainty sampling, in steps that train
-everything, without and with the lower half frozen and its output kept.
+Ratios inside one loop (protocol: README.md): 1. forward + backward with each module and all of them, to the plain
+encoder; 2. loops over tasks as the published code has them, to the gather by task id, for a conditional LayerNorm,
+beside the plain one, and for the attention bias, at this size and at that of the paper; 3. a step of uncertainty
+sampling, in steps that train everything, without and with the lower half frozen and its output kept.
 """
 
 from __future__ import annotations
@@ -54,6 +54,9 @@ class Size:
     layers: int
     batch: int
     length: int
+
+
+PAPER = Size(width=768, layers=12, batch=32, length=128)  # BERT-base
 
 
 def model_of(size: Size, enabled: tuple[str, ...], *, frozen: bool = False) -> MultiTaskEncoder:
@@ -267,6 +270,7 @@ def main(argv: list[str] | None = None) -> int:
     tables: dict[str, Any] = {
         "overhead of modules": overhead(size, repeats),
         "loop over tasks / gather": gather_against_loop(size, repeats),
+        f"loop over tasks / gather, {PAPER}": gather_against_loop(PAPER, repeats),
         "uncertainty step": uncertainty_step(size, repeats),
     }
     print(f"{size}, {len(TASKS)} tasks, torch {torch.__version__}, one thread, processor time, {repeats} repeats")

@@ -6,11 +6,13 @@ L positions that have a bias, s side of a block, R rows (min(S, L)).
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from distmoe.nn.conditional.conditioning import Conditioning
 from distmoe.nn.conditional.generator import Generator, GeneratorFactory
@@ -56,7 +58,7 @@ class ConditionalAttentionBias(ConditionalModule):
     ) -> Tensor:
         """Returns the float mask of SDPA ``[B, 1, Q, S]``: M where a key may be attended, -inf elsewhere.
 
-        M is made per task and then gathered, unless there are more tasks than sequences.
+        Blocks are made per task, gathered, and added to the mask, so that nothing of size ``Q * S`` is made twice.
 
         Args:
             conditioning: Tasks of the rows.
@@ -66,19 +68,18 @@ class ConditionalAttentionBias(ConditionalModule):
                 keep documents apart. None: tokens stand at ``0 .. S-1``.
             num_queries: Q; the mask has 1 or Q rows. None: all positions ask.
         """
-        length, task_ids_B = mask_B11S.shape[-1], conditioning.task_ids_B
-        values_TRs = self._values(conditioning, length if positions_BS is None else None)
-        if positions_BS is not None:
-            bias_BQS = self._gather(_of_rows(values_TRs, task_ids_B), positions_BS)[:, :num_queries]
-        elif len(values_TRs) > len(task_ids_B):
-            bias_BQS = self._spread(_of_rows(values_TRs, task_ids_B), length)[:, :num_queries]
-        else:
-            # Gathered in float32: its backward pass adds up the rows of a task, and in bf16 that would round at each.
-            bias_BQS = _of_rows(self._spread(values_TRs, length)[:, :num_queries], task_ids_B)
-        # Added, not chosen by torch.where, which takes two to three times as long (CPU). Behind a softmax the gradient
-        # at -inf is 0 either way.
+        # Values are gathered in float32: the backward pass adds up the rows of a task, and bf16 would round at each.
         forbidden_B11S = torch.zeros_like(mask_B11S, dtype=dtype).masked_fill_(~mask_B11S, float("-inf"))
-        return bias_BQS.to(dtype).unsqueeze(1) + forbidden_B11S
+        if positions_BS is not None:
+            values_BLs = _of_rows(self._values(conditioning), conditioning.task_ids_B)
+            bias_BQS = self._gather(values_BLs, positions_BS)[:, :num_queries]
+            return bias_BQS.to(dtype).unsqueeze(1) + forbidden_B11S
+        length = mask_B11S.shape[-1]
+        num_queries = length if num_queries is None else num_queries
+        num_biased = min(length, len(self.blocks_Ls))
+        values_BRs = _of_rows(self._values(conditioning, min(num_queries, num_biased)), conditioning.task_ids_B)
+        forbidden_BQS = forbidden_B11S.squeeze(1).expand(-1, num_queries, -1)
+        return _AddOnDiagonal.apply(values_BRs.to(dtype), forbidden_BQS, num_biased).unsqueeze(1)  # type: ignore[no-any-return]
 
     def values(self, conditioning: Conditioning) -> Tensor:
         """Returns the block rows of all positions, ``[B, L, s]`` float32."""
@@ -95,14 +96,6 @@ class ConditionalAttentionBias(ConditionalModule):
             gamma, beta = (part.repeat(1, repeats, 1)[:, :num_rows] for part in (gamma, beta))
         return torch.addcmul(beta, self.blocks_Ls[:num_rows].float(), 1 + gamma)
 
-    def _spread(self, values_NRs: Tensor, length: int) -> Tensor:
-        """Writes row ``i`` at the columns of its block: repeat the columns over all blocks, keep the diagonal."""
-        max_length, side = self.blocks_Ls.shape
-        rows_NSs = F.pad(values_NRs, (0, 0, 0, length - values_NRs.shape[1]))
-        tiled_NSS = rows_NSs.repeat(1, 1, -(-length // side))[..., :length]
-        positions_S = torch.arange(length, device=values_NRs.device)
-        return tiled_NSS.masked_fill(_outside(positions_S, max_length, side), 0.0)
-
     def _gather(self, values_BLs: Tensor, positions_BS: Tensor) -> Tensor:
         """The same for tokens at any positions: row by the query's position, column by the key's."""
         max_length, side = self.blocks_Ls.shape
@@ -112,6 +105,42 @@ class ConditionalAttentionBias(ConditionalModule):
         columns_B1S = (positions_BS % side).unsqueeze(1)
         found_BSS = rows_BSs.gather(2, columns_B1S.expand(-1, length, -1))
         return found_BSS.masked_fill(_outside(positions_BS, max_length, side), 0.0)
+
+
+class _AddOnDiagonal(torch.autograd.Function):
+    """Adds blocks to the diagonal of a copy of a mask. The backward pass reads nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, values_BRs: Tensor, mask_BQS: Tensor, num_biased: int) -> Tensor:
+        """``num_biased``: keys from there on have no bias."""
+        ctx.shape, ctx.num_biased = values_BRs.shape, num_biased
+        result_BQS = mask_BQS.clone(memory_format=torch.contiguous_format)
+        for blocks, values in _blocks(result_BQS, values_BRs, num_biased):
+            blocks.add_(values)
+        return result_BQS
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BQS: Tensor) -> tuple[Tensor, None, None]:
+        gradient_BRs = gradient_BQS.new_zeros(ctx.shape)
+        for blocks, values in _blocks(gradient_BQS, gradient_BRs, ctx.num_biased):
+            values.copy_(blocks)
+        return gradient_BRs, None, None
+
+
+def _blocks(matrix_BQS: Tensor, values_BRs: Tensor, num_biased: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views of the whole blocks on the diagonal and of their values, then of the one that is cut off, if any."""
+    num_rows, side = values_BRs.shape[1:]
+    num_blocks, whole = num_rows // side, num_rows - num_rows % side
+    if num_blocks:
+        square = matrix_BQS[:, :whole, :whole].unflatten(2, (num_blocks, side)).unflatten(1, (num_blocks, side))
+        yield (
+            square.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2),
+            values_BRs[:, :whole].unflatten(1, (num_blocks, side)),
+        )
+    if whole < num_rows:
+        columns = min(whole + side, num_biased)
+        yield matrix_BQS[:, whole:num_rows, whole:columns], values_BRs[:, whole:, : columns - whole]
 
 
 def _of_rows(values_Tmn: Tensor, task_ids_B: Tensor) -> Tensor:

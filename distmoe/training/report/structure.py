@@ -49,10 +49,11 @@ def merge_table(history: RunHistory) -> str:
                     html.Cell(f"{count['before']:,} → {count['after']:,}"),
                 ]
             )
-    header = ("phase", "at", "merge", "loss against no merge", "against its task groups", "against before", "outcome",
+    header = ("phase", "at", "merge", "error against no merge", "against its task groups", "against before", "outcome",
               "parameters")  # fmt: skip
     table = html.table(header, rows, text_columns=3) if rows else "<p>No merge was proposed.</p>"
-    return table + f"<p>{_spell_agreement(history)}{_spell_seconds(history)}</p>"
+    unit = "Errors in per cent of those of a constant answer, a change with its standard error. " if rows else ""
+    return table + f"<p>{unit}{_spell_agreement(history)}{_spell_seconds(history)}</p>"
 
 
 def heat_map(
@@ -102,12 +103,12 @@ def _panel(axes: Axes, theme: Theme, history: RunHistory, line: Record, proposal
 
 
 def _cost(cost: Record) -> str:
-    """A ratio of losses as a change with its standard error."""
-    return _change(cost["ratio"]) + ("" if cost["noise"] is None else f" ± {100 * cost['noise']:.1f}")
+    """A change of errors with its standard error."""
+    return _change(cost["change"]) + ("" if cost["noise"] is None else f" ± {100 * cost['noise']:.1f}")
 
 
-def _change(ratio: float | None) -> str:
-    return "not finite" if ratio is None else f"{100 * (ratio - 1):+.1f} %"
+def _change(change: float | None) -> str:
+    return "not finite" if change is None else f"{100 * change:+.1f}"
 
 
 def _spell_agreement(history: RunHistory) -> str:

@@ -32,7 +32,7 @@ class Tried:
     Attributes:
         run: Of the arm that was trained last: the one with the last plan.
         lines: Its log, which counts if training goes on behind it.
-        outcome: Losses of all arms; None without a trial, or if training was stopped in it.
+        outcome: Errors of all arms; None without a trial, or if training was stopped in it.
         stopped: How training was stopped, if it was.
     """
 
@@ -68,9 +68,9 @@ def try_plans(
         with_trial: False: the last plan's merges are made, and no other arm is trained.
     """
     plans = pending.plans if with_trial else pending.plans[-1:]
-    losses = []
+    errors = []
     if checkpoint is None:
-        losses.append(before.example_losses)
+        errors.append(before.example_errors)
     elif with_trial:
         plans = (pending.keep(()), *plans)
     for plan in plans:
@@ -79,8 +79,8 @@ def try_plans(
             stopped = run.trainer.run(stop, until=run.state.step + num_steps)
             if stopped is not None:
                 return Tried(run, lines, stopped=stopped)
-            losses.append(run.evaluate("validation").example_losses)
-    outcome = Outcome(before.example_losses, losses[0], tuple(losses[1:])) if with_trial else None
+            errors.append(run.evaluate("validation").example_errors)
+    outcome = Outcome(before.example_errors, errors[0], tuple(errors[1:])) if with_trial else None
     return Tried(run, lines, outcome)
 
 

@@ -4,7 +4,7 @@ At a border, between two optimizer steps:
 
 1. Task groups are compared and merges proposed; all ranks compare the hash of the plans.
 2. A checkpoint is written that names the plans. A run that is killed from here on tries them again from there.
-3. Trial: from that checkpoint, so many steps without merges and so many with each plan; validation losses decide.
+3. Trial: from that checkpoint, so many steps without merges and so many with each plan; validation errors decide.
 4. The last plan kept as it is: training goes on behind its trial. Otherwise it goes back to the checkpoint, with what
    was kept. With ``structure.learn.restart``, arms and what was kept begin at the run's first step instead.
 5. A checkpoint of the new structure is written.
@@ -96,7 +96,7 @@ def _structural_phase(workshop: Workshop, run: Run, stop: StopSignal) -> tuple[R
             run.journal.report_to(outlets)
             return run, tried.stopped
         if tried.outcome is None:
-            verdicts = tuple(Verdict(merge, Cost(1.0, 0.0), None, 1.0, True) for merge in pending.plans[-1].merges)
+            verdicts = tuple(Verdict(merge, Cost(0.0, 0.0), None, 0.0, True) for merge in pending.plans[-1].merges)
         else:
             rule = Rule(tolerance=learn.tolerance, confidence=learn.confidence)
             verdicts = judge(pending, workshop.plan.tasks, tried.outcome, rule)

@@ -1,15 +1,18 @@
-"""Whether merges are kept: their tasks' validation losses with the merges, against training on without them.
+"""Whether merges are kept: their tasks' validation errors with the merges, against training on without them.
 
 Similarity proposes, a trial decides (specification, section 4.5). All arms start from one checkpoint and take equally
-many steps. There is no gate right after a merge: the loss jumps also when the merge is right. Nor is the loss before
+many steps. There is no gate right after a merge: errors jump also when the merge is right. Nor are the errors before
 the trial a measure: a task with few examples over-fits during the trial, merged or not, and only the control tells the
 two apart; the record says how far each arm went.
+
+Errors, not losses: a cross-entropy rises when answers become surer, before they become worse, and does so first where
+tasks train apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from math import sqrt
 from statistics import fmean
 from typing import Any
@@ -17,24 +20,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distmoe.structure.plan import Merge
+from distmoe.structure.plan import Merge, tasks_of
 from distmoe.tasks import TaskSet
 from distmoe.training.structural.state import Pending
 
-Losses = Mapping[str, NDArray[np.float64]]
-"""Validation loss of every example, by task name."""
+Errors = Mapping[str, NDArray[np.float64]]
+"""Relative error of every validation example (:func:`~distmoe.training.metrics.relative_errors`), by task name."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one arm loses against another.
+    """How much more tasks err in one arm than in another.
 
     Attributes:
-        ratio: Mean over tasks of the ratio of their losses.
+        change: Mean over tasks of the change of their relative errors.
         noise: Its standard error over validation examples, from their paired differences.
     """
 
-    ratio: float
+    change: float
     noise: float
 
 
@@ -43,16 +46,25 @@ class Rule:
     """When a cost is too high.
 
     Attributes:
-        tolerance: Share of the loss that a merge may cost against none. It is the price of the parameters that a merge
+        tolerance: Relative error that a merge may cost against none. It is the price of the parameters that a merge
             saves, so it does not count between two merges.
-        confidence: Standard errors that are forgiven; with 1.64, one in twenty merges that change nothing is undone.
+        confidence: Standard errors that are forgiven; with 2, one in forty merges that change nothing is undone.
     """
 
     tolerance: float
     confidence: float
 
     def allows(self, cost: Cost) -> bool:
-        return cost.ratio - 1 <= self.tolerance + self.confidence * cost.noise
+        """Whether a merge costs no more than noise."""
+        return cost.change <= self.tolerance + self.confidence * cost.noise
+
+    def is_free(self, cost: Cost) -> bool:
+        """Whether a merge costs nothing, noise or not."""
+        return cost.change <= self.tolerance
+
+    def equals(self, rival: Cost) -> bool:
+        """Whether one merge is as good as another but for noise."""
+        return rival.change <= self.confidence * rival.noise
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,7 @@ class Verdict:
         merge: What was tried.
         against_control: With the merge against without, after equally many steps.
         against_rival: Of a merge of a whole frontier: against the arm with its task groups; None if there was none.
-        against_before: Ratio to the loss before the trial; for the record.
+        against_before: Change since the trial began; for the record.
         accepted: Whether the merge is kept.
     """
 
@@ -79,7 +91,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Validation losses around a trial.
+    """Validation errors around a trial.
 
     Attributes:
         before: At the checkpoint from which all arms started.
@@ -87,57 +99,63 @@ class Outcome:
         arms: After the steps with each plan.
     """
 
-    before: Losses
-    control: Losses
-    arms: tuple[Losses, ...]
+    before: Errors
+    control: Errors
+    arms: tuple[Errors, ...]
 
 
 def judge(pending: Pending, tasks: TaskSet, outcome: Outcome, rule: Rule) -> tuple[Verdict, ...]:
-    """Judges every merge by its own tasks; a task without validation split has no vote.
+    """Judges every merge by its own tasks, and the proposed task groups together; a task without validation split has
+    no vote.
 
-    Task groups are kept if they do not cost more than training without them. The merge of a whole frontier must in
-    addition cost no more than its task groups, noise forgiven and no tolerance: sharing with everybody is often better
-    than sharing with nobody and still worse than sharing with the right ones.
+    A task group is kept if it costs no more than noise. One task group's noise hides a lot: if all of them together
+    cost more than theirs, only those are kept that cost nothing. The merge of a whole frontier must cost no more than
+    noise against training without it and, no tolerance, against its task groups: sharing with everybody is often
+    better than sharing with nobody and still worse than sharing with the right ones.
 
     Args:
         pending: Plans and the proposals they are made of.
         tasks: Names of the tasks.
-        outcome: Losses of all arms; one per plan.
+        outcome: Errors of all arms; one per plan.
         rule: Of the run.
     """
-    arm_of = {merge: losses for plan, losses in zip(pending.plans, outcome.arms, strict=True) for merge in plan.merges}
+    arm_of = {merge: errors for plan, errors in zip(pending.plans, outcome.arms, strict=True) for merge in plan.merges}
     fine = outcome.arms[-1]
+    proposed = [merge for proposal in pending.proposals for merge in proposal.merges]
+    together = rule.allows(compare(tasks_of(merge.result for merge in proposed), tasks, fine, outcome.control))
     verdicts: list[Verdict] = []
     for proposal in pending.proposals:
         whole = proposal.whole
         wins = False
         if whole is not None:
-            rival = compare_losses(whole, tasks, arm_of[whole], fine) if proposal.merges else None
-            found = _verdict(whole, tasks, outcome, arm_of[whole], rule, rival=rival)
-            wins = found.accepted
-            verdicts.append(found)
+            arm = arm_of[whole]
+            control = compare(whole.result, tasks, arm, outcome.control)
+            rival = compare(whole.result, tasks, arm, fine) if proposal.merges else None
+            wins = rule.allows(control) and (rival is None or rule.equals(rival))
+            verdicts.append(Verdict(whole, control, rival, _since(outcome, whole, tasks, arm), wins))
         for merge in proposal.merges:
-            found = _verdict(merge, tasks, outcome, arm_of[merge], rule)
-            verdicts.append(replace(found, accepted=found.accepted and not wins))
+            control = compare(merge.result, tasks, fine, outcome.control)
+            accepted = not wins and (rule.allows(control) if together else rule.is_free(control))
+            verdicts.append(Verdict(merge, control, None, _since(outcome, merge, tasks, fine), accepted))
     return tuple(verdicts)
 
 
-def compare_losses(merge: Merge, tasks: TaskSet, losses: Losses, base: Losses) -> Cost:
-    """What the merge's tasks lose in one arm against another, whose losses are taken as given."""
-    names = [tasks[task].name for task in merge.result if tasks[task].name in losses]
+def compare(members: Sequence[int], tasks: TaskSet, errors: Errors, base: Errors) -> Cost:
+    """How much more tasks err in one arm than in another.
+
+    Args:
+        members: The tasks.
+        tasks: Their names.
+        errors: Of the one arm.
+        base: Of the other, for the same examples.
+    """
+    names = [tasks[task].name for task in members if tasks[task].name in errors]
     if not names:
-        return Cost(1.0, 0.0)
-    ratios, variances = [], []
-    for name in names:
-        scale, change = max(float(base[name].mean()), 1e-12), losses[name] - base[name]
-        ratios.append(1 + float(change.mean()) / scale)
-        variances.append(float(change.var(ddof=1)) / len(change) / scale**2 if len(change) > 1 else 0.0)
-    return Cost(fmean(ratios), sqrt(sum(variances)) / len(names))
+        return Cost(0.0, 0.0)
+    changes = [errors[name] - base[name] for name in names]
+    variances = [float(change.var(ddof=1)) / len(change) if len(change) > 1 else 0.0 for change in changes]
+    return Cost(fmean(float(change.mean()) for change in changes), sqrt(sum(variances)) / len(names))
 
 
-def _verdict(
-    merge: Merge, tasks: TaskSet, outcome: Outcome, losses: Losses, rule: Rule, *, rival: Cost | None = None
-) -> Verdict:
-    control = compare_losses(merge, tasks, losses, outcome.control)
-    kept = rule.allows(control) and (rival is None or replace(rule, tolerance=0.0).allows(rival))
-    return Verdict(merge, control, rival, compare_losses(merge, tasks, losses, outcome.before).ratio, kept)
+def _since(outcome: Outcome, merge: Merge, tasks: TaskSet, arm: Errors) -> float:
+    return compare(merge.result, tasks, arm, outcome.before).change

@@ -49,16 +49,38 @@ def test_label_columns_are_centred_classes_or_the_value() -> None:
     assert transfer.label_columns(np.array([1.0, 3.0]), 0).tolist() == [[-1.0], [1.0]]
 
 
+def with_own(transfer_ST: np.ndarray, own: float) -> np.ndarray:
+    """The same, with what each task's own layers make of its labels on the diagonal."""
+    return np.where(np.eye(len(transfer_ST), dtype=bool), own, transfer_ST)
+
+
 def test_easy_targets_and_good_sources_say_nothing() -> None:
     sources, targets = np.array([0.1, 0.3, 0.0, 0.2]), np.array([0.5, 0.0, 0.2, 0.4])
-    assert np.allclose(transfer.affinity(sources[:, None] + targets), 0.0, atol=1e-12)
+    assert np.allclose(transfer.affinity(with_own(sources[:, None] + targets, 0.9)), 0.0, atol=1e-12)
+
+
+def test_of_a_target_that_can_hardly_be_read_a_small_share_counts_as_much() -> None:
+    """Of target 0 a tenth of what the others hold: shares of its best source are the same."""
+    values = with_own(RNG.uniform(0.1, 0.5, size=(4, 4)), 0.6)
+    found = transfer.affinity(values)
+    assert np.abs(found).max() > 0.01
+    assert np.allclose(transfer.affinity(values * np.array([0.1, 1, 1, 1])), found, atol=1e-12)
+
+
+def test_what_nothing_reads_is_noise() -> None:
+    """R^2 of at most 0.006 of a target, below 0 of another: far smaller affinities than of real shares."""
+    values = with_own(RNG.uniform(0.1, 0.5, size=(4, 4)), 0.6)
+    real = np.abs(transfer.affinity(values)).max()
+    noise = np.abs(transfer.affinity(np.where([True, False, False, False], -0.01, 0.01 * values))).max()
+    assert 0 < noise < 0.2 * real
 
 
 def test_planted_pairs_are_found_through_unequal_sources_and_targets() -> None:
     """Tasks 0 and 2, and 1 and 3, belong together by 0.2; task 3 is a source of no use, target 0 an easy one."""
     planted = np.zeros((4, 4))
     planted[[0, 2, 1, 3], [2, 0, 3, 1]] = 0.2
-    found = transfer.affinity(planted + np.array([0.1, 0.2, 0.1, -0.4])[:, None] + np.array([0.6, 0.0, 0.1, 0.0]))
+    values = planted + np.array([0.1, 0.2, 0.1, 0.0])[:, None] + np.array([0.5, 0.1, 0.1, 0.2])
+    found = transfer.affinity(with_own(values, 1.0))
     assert np.allclose(found, found.T)
     assert found[0, 2] == pytest.approx(0.4 / 3)
     assert find_clearest(Similarity.from_values(found)).accepted == ((0, 2), (1, 3))

@@ -46,6 +46,10 @@ def test_every_example_is_scored_once_and_placeholders_never() -> None:
     assert [(row.task, row.score, row.num_examples) for row in found.tasks] == [("colour", 1.0, 2), ("size", 1.0, 3)]
     assert found.macro == 1.0
     assert found.tasks[1].loss == 0.0
+    assert {name: errors.tolist() for name, errors in found.example_errors.items()} == {
+        "colour": [0.0, 0.0],
+        "size": [0.0, 0.0, 0.0],
+    }
     assert found.to_json()["tasks"]["colour"]["metric"] == "accuracy"
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distmoe.tasks import TaskSpec
-from distmoe.training.metrics import macro, score
+from distmoe.training.metrics import macro, relative_errors, score
 
 
 def spec(metric: str, num_labels: int = 2, positive_label: int = 1) -> TaskSpec:
@@ -72,3 +72,16 @@ def test_undefined_scores_are_zero_with_a_warning(
 def test_macro_is_the_mean_over_tasks() -> None:
     assert macro([0.5, 1.0]) == 0.75
     assert macro([]) == 0.0
+
+
+def test_relative_errors_of_the_best_constant_answer_have_mean_one() -> None:
+    classes, values = points(0, 2, 2, 1, 2), points(1, 2, 6)
+    assert relative_errors(spec("accuracy", 3), np.full(5, 2.0), classes).tolist() == [2.5, 0, 0, 2.5, 0]
+    squares = relative_errors(spec("pearson"), np.full(3, 3.0), values)  # variance (4 + 1 + 9) / 3
+    assert squares == pytest.approx(np.array([4, 1, 9]) * 3 / 14)
+
+
+def test_relative_errors_where_all_labels_are_the_same() -> None:
+    """As if one of four were another: a wrong answer counts 4."""
+    assert relative_errors(spec("accuracy"), points(0, 1, 1, 1), np.ones(4)).tolist() == [4, 0, 0, 0]
+    assert relative_errors(spec("pearson"), points(1, 1, 1, 3), np.ones(4)).tolist() == [0, 0, 0, 16]

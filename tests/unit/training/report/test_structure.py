@@ -26,9 +26,9 @@ def phase_line(step: int, phase: int, *, accepted: bool, seconds: float = 1.0) -
             "verdicts": [
                 {
                     "merge": {"layer": 0, "members": members},
-                    "against_control": {"ratio": 1.01, "noise": 0.004},
-                    "against_rival": None if len(members) == 2 else {"ratio": 0.99, "noise": 0.003},
-                    "against_before": 0.93 if len(members) == 2 else None,  # a loss was not finite
+                    "against_control": {"change": 0.01, "noise": 0.004},
+                    "against_rival": None if len(members) == 2 else {"change": -0.01, "noise": 0.003},
+                    "against_before": -0.07 if len(members) == 2 else None,  # a loss was not finite
                     "accepted": accepted or len(members) == 3,
                 }
                 for members in merges
@@ -66,11 +66,11 @@ def test_the_page_shows_merges_and_similarities(tmp_path: Path) -> None:
     text = page.read_text()
     assert "Structural learning" in text
     assert "sst2 + stsb" in text
-    assert "+1.0 % ± 0.4" in text
-    assert "-1.0 % ± 0.3" in text
+    assert "+1.0 ± 0.4" in text
+    assert "-1.0 ± 0.3" in text
     assert "structural phases: 1. They took 2 s, as long as 40 training steps." in text
     assert "the tasks' families: 0.50 (adjusted Rand index)" in text
-    assert "-7.0 %" in text
+    assert "-7.0" in text
     assert "not finite" in text
     assert "5,000 → 4,000" in text
     assert (page.parent / "similarity.png").stat().st_size > 5000
