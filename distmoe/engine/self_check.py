@@ -50,6 +50,9 @@ def expert_numels(param_groups: Sequence[Mapping[str, Any]]) -> list[tuple[int, 
     return [tuple(parameter.numel() for parameter in p["params"]) for p in param_groups if p["moe"]]
 
 
+_REMEDIES = {"expert sizes": "give all ranks equally many experts, or use ZeRO-1 with overlap_comm false"}
+
+
 def check_ranks(
     model: nn.Module,
     param_groups: Sequence[Mapping[str, Any]],
@@ -106,7 +109,7 @@ def compare(first: Mapping[str, list[Any]], other: Mapping[str, list[Any]], rank
             f"ranks 0 and {rank} differ in their {aspect} (entry {place})",
             got=f"rank {rank}: {got}",
             expected=f"rank 0: {ours}",
-            remedy="build the same modules, in the same order, on every rank",
+            remedy=_REMEDIES.get(aspect, "build the same modules, in the same order, on every rank"),
         )
 
 

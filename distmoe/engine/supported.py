@@ -6,6 +6,7 @@ Everything else is refused before anything is built, with the reason and the rem
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distmoe.engine.ds_config import DeepSpeedSettings
@@ -209,11 +210,16 @@ def combination(
     routed: bool,
     tensor: int = 1,
     spans_may_change: bool = False,
+    pool_sizes: Sequence[Sequence[int]] | None = None,
 ) -> Combination:
     """Describes a run; arguments as of :func:`check`."""
     layers = placement.layers if placement is not None and routed else ()
     partitioned = any(len(spans) > 1 for spans in layers)
     unsure = partitioned and spans_may_change
+    experts = [
+        {sum(1 if pool_sizes is None else pool_sizes[layer][g] for g in span.task_groups) for span in spans}
+        for layer, spans in enumerate(layers)
+    ]
     return Combination(
         stage=settings.stage,
         precision=settings.precision,
@@ -221,7 +227,7 @@ def combination(
         num_ranks=num_ranks,
         partitioned=partitioned,
         uniform=not unsure and all(len({len(span.blocks) for span in spans}) == 1 for spans in layers),
-        symmetric=not unsure and all(len({len(span.task_groups) for span in spans}) == 1 for spans in layers),
+        symmetric=not unsure and all(len(numbers) == 1 for numbers in experts),
         fp32_accumulation=settings.accumulation_dtype == "fp32",
         overlap_comm=settings.overlap_comm,
         offload=settings.offload,
@@ -242,6 +248,7 @@ def check(
     routed: bool,
     tensor: int = 1,
     spans_may_change: bool = False,
+    pool_sizes: Sequence[Sequence[int]] | None = None,
 ) -> None:
     """Refuses a run that would not train exactly.
 
@@ -252,6 +259,7 @@ def check(
         routed: Whether the model has routed layers.
         tensor: Tensor ranks per data rank.
         spans_may_change: Task groups will be merged and placed anew: what only equal spans allow is refused now.
+        pool_sizes: Experts of each task group, per routed layer; None: all have equally many.
 
     Raises:
         ConfigError: With the row's reason and remedy.
@@ -263,6 +271,7 @@ def check(
         routed=routed,
         tensor=tensor,
         spans_may_change=spans_may_change,
+        pool_sizes=pool_sizes,
     )
     row = lookup(case)
     if not row.supported:

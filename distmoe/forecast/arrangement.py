@@ -111,6 +111,7 @@ def refusal(workload: Workload, cluster: Cluster, choice: Choice, placement: Pla
         routed=routed,
         tensor=workload.tensor,
         spans_may_change=config.structure.learn is not None,
+        pool_sizes=workload.pool_sizes,
     )
     row = supported.lookup(case)
     return None if row.supported else f"{row.note}; {row.remedy}"

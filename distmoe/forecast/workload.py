@@ -10,7 +10,7 @@ import torch
 
 from distmoe.data.sampling import mixture_weights
 from distmoe.errors import ConfigError
-from distmoe.models.build import MultiTaskModel, build_model
+from distmoe.models.build import MultiTaskModel, sketch_model
 from distmoe.models.decoder_shape import DecoderShape
 from distmoe.models.layer_plan import routed_layers
 from distmoe.models.multitask_decoder import MultiTaskDecoder
@@ -18,7 +18,6 @@ from distmoe.models.parameters import parameter_roles
 from distmoe.models.shape import ModelShape, resolve_shape
 from distmoe.models.tensor_parallel import cut_over_tensor_ranks
 from distmoe.moe.build import expert_width
-from distmoe.parallel.process_groups import single_process
 from distmoe.tasks import TaskGrouping, TaskSet
 from distmoe.training.checks import check_agreement
 from distmoe.training.config import RunConfig
@@ -165,19 +164,12 @@ def make_workload(
     routed = routed_layers(config.model.moe, shape.num_layers)
     grouping = resolve_grouping(config.structure, sources.tasks, len(routed))
     check_agreement(config, tasks=sources.tasks, shape=shape, grouping=grouping, zero_stage=0)
-    with torch.device("meta"):
-        model = build_model(
-            config.model,
-            shape=shape,
-            tasks=sources.tasks,
-            grouping=grouping,
-            hosting=single_process(grouping).hosting,
-            seed=0,
-        )
-        whole = own = _count(model)
-        if tensor > 1:
+    model = sketch_model(config.model, shape=shape, tasks=sources.tasks, grouping=grouping)
+    whole = own = _count(model)
+    if tensor > 1:
+        with torch.device("meta"):
             cut_over_tensor_ranks(model, _TensorRanks(tensor), sequence=sequence)  # type: ignore[arg-type]
-            own = _count(model)
+        own = _count(model)
     moe = config.model.moe if routed else None
     pool_sizes = () if moe is None else tuple(moe.pool_sizes(partition) for partition in grouping.layers)
     count = len(sources.tasks)

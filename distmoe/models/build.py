@@ -29,7 +29,7 @@ from distmoe.nn.conditional.build import ConditionalParts, LayerParts, build_con
 from distmoe.nn.conditional.module import reset_conditional
 from distmoe.nn.embeddings import EncoderEmbeddings
 from distmoe.nn.feed_forward import FeedForward
-from distmoe.parallel.process_groups import LayerHosting
+from distmoe.parallel.process_groups import LayerHosting, single_process
 from distmoe.parallel.traffic import TrafficCounter
 from distmoe.tasks import TaskGrouping, TaskSet
 
@@ -125,6 +125,23 @@ def build_model(
     initialise(model, seed=seed, std=config.init_std, alike=alike)
     freeze_parts(model, config.freeze)
     return model
+
+
+def sketch_model(config: ModelConfig, *, shape: ModelShape, tasks: TaskSet, grouping: TaskGrouping) -> MultiTaskModel:
+    """Returns the whole model on torch's meta device: it takes no memory, and refuses what building would refuse.
+
+    Args:
+        config: Section ``model``.
+        shape: From :func:`~distmoe.models.shape.resolve_shape`.
+        tasks: All tasks of the run.
+        grouping: Who shares the routed layers.
+
+    Raises:
+        ConfigError: As :func:`build_model`.
+    """
+    with torch.device("meta"):
+        hosting = single_process(grouping).hosting
+        return build_model(config, shape=shape, tasks=tasks, grouping=grouping, hosting=hosting, seed=0)
 
 
 def initialise(model: MultiTaskEncoder, *, seed: int, std: float, alike: bool = False) -> None:

@@ -60,6 +60,9 @@ def freeze_parts(model: MultiTaskEncoder | MultiTaskDecoder, choice: Freeze) -> 
 
     ``body`` leaves what single tasks own, and nothing else: heads, and each task's own row of a gate or a conditional
     table. A task that is not trained then computes what it computed before, bit for bit.
+
+    Raises:
+        ConfigError: If single tasks own nothing, so that nothing would be trained.
     """
     stack = model.encoder if isinstance(model, MultiTaskEncoder) else model.decoder
     layers = frozen_layers(choice, len(stack.layers))
@@ -67,7 +70,15 @@ def freeze_parts(model: MultiTaskEncoder | MultiTaskDecoder, choice: Freeze) -> 
         return
     if choice == "body":
         model.requires_grad_(False)
-        for parameter in _rows_of_tasks(model):
+        rows = tuple(_rows_of_tasks(model))
+        if not rows:
+            raise ConfigError(
+                "nothing is left to train: the body is frozen and no task owns a part of the model",
+                got="model.freeze=body with one head for all tasks, and gates without a row per task",
+                expected="a head, a gate or a conditional table with a part of its own for each task",
+                remedy="set model.decoder.head=per_task, or a gate such as task or per_task",
+            )
+        for parameter in rows:
             parameter.requires_grad_(True)
         return
     for module in (stack.embeddings, *(stack.layers[index] for index in layers)):

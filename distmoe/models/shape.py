@@ -158,7 +158,9 @@ def shape_of_folder(folder: Path, pad_token_id: int | None = None) -> ModelShape
             remedy="choose a checkpoint of one of these families for model.pretrained",
         )
     _refuse_variants(folder, values)
-    own_pad_token_id = values.get("pad_token_id", 1 if kind in ROBERTA_TYPES else 0)
+    own_pad_token_id = values.get("pad_token_id")
+    if own_pad_token_id is None:  # missing or null
+        own_pad_token_id = 1 if kind in ROBERTA_TYPES else 0
     offset = own_pad_token_id + 1 if kind in ROBERTA_TYPES else 0
     try:
         return EncoderShape(
@@ -174,10 +176,10 @@ def shape_of_folder(folder: Path, pad_token_id: int | None = None) -> ModelShape
             activation=values.get("hidden_act", "gelu"),
             layer_norm_eps=values.get("layer_norm_eps", 1e-12),
         )
-    except KeyError as missing:
+    except (KeyError, TypeError) as wrong:
         raise CheckpointError(
             f"{folder / 'config.json'} does not give the shape of the encoder",
-            got=f"no key {missing}",
+            got=f"no key {wrong}" if isinstance(wrong, KeyError) else f"a value that is no number: {wrong}",
             expected="vocab_size, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size and "
             "max_position_embeddings",
             remedy="copy the config.json that came with the weights",

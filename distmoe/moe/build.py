@@ -8,10 +8,10 @@ from __future__ import annotations
 from itertools import accumulate
 
 from distmoe.errors import ConfigError
-from distmoe.moe.config import TASK_LEVEL_GATES, MoEConfig
+from distmoe.moe.config import MoEConfig
 from distmoe.moe.dispatch import Exchange, SlotLayout, build_dispatcher
 from distmoe.moe.experts import ExpertPool
-from distmoe.moe.gates import build_gate
+from distmoe.moe.gates import Gate, build_gate
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.nn.feed_forward import FeedForward
 from distmoe.parallel.process_groups import LayerHosting
@@ -57,10 +57,9 @@ def checked_pool_sizes(config: MoEConfig, partition: Partition, *, layer_index: 
     if count < config.top_k:
         raise ConfigError(
             f"layer {layer_index}: a task group has fewer experts than a token chooses",
-            got=f"{count} experts per task group, model.moe.top_k {config.top_k}",
-            expected=f"at least {config.top_k} experts per task group",
-            remedy="raise model.moe.num_experts (or model.moe.experts_per_task_group), lower model.moe.top_k, or join "
-            "task groups in structure.grouping",
+            got=f"{count} experts in the smallest task group, model.moe.top_k {config.top_k}",
+            expected=f"at least {config.top_k} experts in every task group",
+            remedy=f"raise {config.counting_keys}, lower model.moe.top_k, or join task groups in structure.grouping",
         )
     return sizes
 
@@ -102,7 +101,6 @@ def build_routed_feed_forward(
     first_experts = list(accumulate(sizes, initial=0))
     owners = [task_group for task_group, size in zip(partition, sizes, strict=True) for _ in range(size)]
     width = expert_width(config, intermediate_size)
-    _check_capacity(config)
     pools = {
         f"g{task_group}": ExpertPool(
             num_experts=sizes[task_group],
@@ -126,6 +124,7 @@ def build_routed_feed_forward(
         allowed=allowed,
         routed_index=routed_index,
     )
+    _check_capacity(config, gate)
     traffic = TrafficCounter() if traffic is None else traffic
     layout = SlotLayout(tuple(sizes[g] for g in hosting.task_groups), hosting.ep_rank, hosting.ep_size)
     exchange = None
@@ -150,8 +149,8 @@ def build_routed_feed_forward(
     )
 
 
-def _check_capacity(config: MoEConfig) -> None:
-    if config.capacity_factor is not None and config.gate.kind in TASK_LEVEL_GATES:
+def _check_capacity(config: MoEConfig, gate: Gate) -> None:
+    if config.capacity_factor is not None and gate.granularity == "task":
         raise ConfigError(
             "a capacity limit contradicts a gate that sends whole tasks to one expert",
             got=f"model.moe.capacity_factor {config.capacity_factor} with gate {config.gate.kind}",

@@ -124,6 +124,14 @@ class MoEConfig(Section):
             return f"{self.experts_per_task_group} experts per task group"
         return f"{self.num_experts} experts"
 
+    @property
+    def counting_keys(self) -> str:
+        """The keys that say how many experts a task group has; the others are not read."""
+        if self.experts_per_task is not None:
+            limit = "" if self.largest_pool is None else " and model.moe.largest_pool"
+            return f"model.moe.experts_per_task{limit}"
+        return "model.moe." + ("num_experts" if self.experts_per_task_group is None else "experts_per_task_group")
+
     def pool_sizes(self, partition: Partition) -> tuple[int, ...]:
         """Experts of each task group of a routed layer: a function of the grouping, so that no one must remember it.
 

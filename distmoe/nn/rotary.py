@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distmoe.config import Section
+from distmoe.errors import ConfigError
 
 
 class RotaryConfig(Section):
@@ -36,6 +37,22 @@ class RotaryConfig(Section):
     attention_factor: float | None = Field(
         None, gt=0, description="yarn: factor of queries and keys; null: 0.1 ln(factor) + 1."
     )
+
+    def model_post_init(self, _context: object) -> None:
+        """Refuses borders in the wrong order, which would divide the short wavelengths and keep the long ones.
+
+        Raises:
+            ConfigError: Naming the keys.
+        """
+        borders = {"llama3": ("low_freq_factor", "high_freq_factor"), "yarn": ("beta_slow", "beta_fast")}
+        for low, high in [borders[self.scaling]] if self.scaling in borders else []:
+            if getattr(self, low) >= getattr(self, high):
+                raise ConfigError(
+                    f"the borders of {self.scaling} rotary positions are in the wrong order",
+                    got=f"{low}={getattr(self, low)}, {high}={getattr(self, high)}",
+                    expected=f"{low} < {high}",
+                    remedy="correct them in model.decoder.rotary, or in the model's config.json",
+                )
 
 
 class Turns(NamedTuple):

@@ -74,7 +74,8 @@ def start_parallel_state(tensor: int, timeout: timedelta | None) -> Any:
     state = megatron_tensor().parallel_state
     state.initialize_model_parallel(
         tensor_model_parallel_size=tensor,
-        distributed_timeout_minutes=30 if timeout is None else max(1, round(timeout.total_seconds() / 60)),
+        # Not rounded (megatron-core makes a timedelta of it): the backend must not end before the watch has spoken.
+        distributed_timeout_minutes=30 if timeout is None else timeout.total_seconds() / 60,
         create_gloo_process_groups=False,
     )
     return state

@@ -112,9 +112,9 @@ def check_structure(config: RunConfig, tasks: TaskSet, grouping: TaskGrouping) -
         if moe.top_k > min(sizes):
             raise ConfigError(
                 f"routed layer {layer}: a token is to visit more experts than its task group has",
-                got=f"model.moe.top_k={moe.top_k}, {min(sizes)} experts per task group",
+                got=f"model.moe.top_k={moe.top_k}, {min(sizes)} experts in the smallest task group",
                 expected=f"top_k <= {min(sizes)}",
-                remedy="raise model.moe.num_experts (or model.moe.experts_per_task_group), or lower model.moe.top_k",
+                remedy=f"raise {moe.counting_keys}, or lower model.moe.top_k",
             )
 
 

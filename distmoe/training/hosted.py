@@ -67,7 +67,7 @@ def host_model(
     )
     model = agreement.run(lambda: _build_model(config, plan, groups))
     top_k = 0 if config.model.moe is None else config.model.moe.top_k
-    parameters = summary.count_parameters(model, pool_sizes=plan.pool_sizes(config.model.moe), top_k=top_k)
+    parameters = summary.count_parameters(model, pool_sizes=plan.pool_sizes, top_k=top_k)
     if groups.tensor is not None:
         cut_over_tensor_ranks(model, groups.tensor, sequence=config.parallel.sequence)
         parameters = replace(parameters, per_rank=sum(parameter.numel() for parameter in model.parameters()))

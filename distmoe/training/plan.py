@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from distmoe.engine import deepspeed_folder, ds_config, supported
 from distmoe.engine.ds_config import DeepSpeedSettings
+from distmoe.models.build import sketch_model
 from distmoe.models.layer_plan import routed_layers
 from distmoe.models.shape import ModelShape, resolve_shape
 from distmoe.moe.config import MoEConfig
@@ -34,6 +35,7 @@ class Plan:
         parallel: How ranks are used.
         num_ranks: Data ranks.
         learning: Whether structural learning will change the grouping.
+        moe: Options of routed layers, if there are any.
     """
 
     sources: Sources
@@ -44,14 +46,16 @@ class Plan:
     parallel: ParallelConfig
     num_ranks: int
     learning: bool
+    moe: MoEConfig | None
 
     @property
     def tasks(self) -> TaskSet:
         return self.sources.tasks
 
-    def pool_sizes(self, moe: MoEConfig | None) -> tuple[tuple[int, ...], ...]:
+    @property
+    def pool_sizes(self) -> tuple[tuple[int, ...], ...]:
         """Experts of each task group, per routed layer."""
-        return () if moe is None else tuple(moe.pool_sizes(partition) for partition in self.grouping.layers)
+        return () if self.moe is None else tuple(self.moe.pool_sizes(partition) for partition in self.grouping.layers)
 
     def place(self, weights: Sequence[float]) -> Placement:
         """Places the task groups and refuses a combination that DeepSpeed would not train exactly.
@@ -75,6 +79,7 @@ class Plan:
             routed=routed,
             tensor=self.parallel.tensor,
             spans_may_change=self.learning,
+            pool_sizes=self.pool_sizes,
         )
         return placement
 
@@ -100,6 +105,7 @@ def make_plan(config: RunConfig, env: RankEnv) -> Plan:
     layers = routed_layers(config.model.moe, shape.num_layers)
     grouping = resolve_grouping(config.structure, sources.tasks, len(layers))
     check_agreement(config, tasks=sources.tasks, shape=shape, grouping=grouping, zero_stage=settings.stage)
+    sketch_model(config.model, shape=shape, tasks=sources.tasks, grouping=grouping)
     if config.checkpoint.format == "deepspeed":
         deepspeed_folder.check(
             settings,
@@ -116,6 +122,7 @@ def make_plan(config: RunConfig, env: RankEnv) -> Plan:
         parallel=config.parallel,
         num_ranks=num_ranks,
         learning=config.structure.learn is not None,
+        moe=config.model.moe,
     )
     if config.parallel.placement == "colocated":
         # Mixture weights, known only after the data is read, do not matter here: an unsupported combination is

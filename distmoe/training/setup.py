@@ -128,7 +128,7 @@ def _announce(
         grouping=plan.grouping,
         placement=placement,
         parameters=hosted.parameters,
-        pool_sizes=plan.pool_sizes(config.model.moe),
+        pool_sizes=plan.pool_sizes,
         shares=hosted.shares,
         tensor=config.parallel.tensor,
         settings=plan.settings,

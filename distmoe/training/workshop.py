@@ -131,7 +131,7 @@ class Workshop:
             plan=merges,
             routed_layers=plan.routed_layers,
             sizes_before=tuple(moe.pool_sizes(partition) for partition in merges.before.layers),
-            sizes_after=plan.pool_sizes(moe),
+            sizes_after=plan.pool_sizes,
             unit=moe.unit,
             num_heads=plan.shape.num_heads,
             mode="merge" if moe.experts_per_task is None else "pool",
@@ -187,7 +187,7 @@ class Workshop:
         objective = Objective(
             plan.tasks,
             plan.grouping,
-            pool_sizes=plan.pool_sizes(config.model.moe),
+            pool_sizes=plan.pool_sizes,
             weights=None if config.model.moe is None else config.model.moe.losses,
             world_size=grid.num_data_ranks,
             all_reduce=_all_reduce(data_group),
@@ -314,7 +314,7 @@ def _build_journal(
     if moe is not None:
         statistics = RoutingStatistics(
             num_tasks=len(plan.tasks),
-            pool_sizes=plan.pool_sizes(moe),
+            pool_sizes=plan.pool_sizes,
             top_k=moe.top_k,
             device=on,
         )

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from distmoe.errors import ConfigError
 from distmoe.moe.gates.combine import combine_weights
 from distmoe.moe.gates.declared import DeclaredModule, router_dtype
-from distmoe.moe.gates.setting import GateSetting
+from distmoe.moe.gates.setting import GateSetting, Noise
 from distmoe.moe.routing import Routing, TokenContext
 
 Granularity = Literal["token", "sequence", "task"]
@@ -47,15 +47,17 @@ class Gate(DeclaredModule):
 
     granularity: ClassVar[Granularity] = "token"
     """All tokens of one unit (token, sequence, task) go to the same experts."""
+    noises: ClassVar[tuple[Noise, ...]] = ("none", "normal", "multiplicative")
+    """Without ``multiplicative`` for a gate that reads no token."""
 
     def __init__(self, setting: GateSetting) -> None:
         super().__init__()
-        if setting.noise == "multiplicative" and self.granularity == "task":
+        if setting.noise not in self.noises:
             raise ConfigError(
-                f"routed layer {setting.routed_index}: input noise does nothing for a gate that reads no token",
-                got="model.moe.gate.noise multiplicative with a task-level gate",
-                expected="none | normal",
-                remedy="set model.moe.gate.noise to normal or none",
+                f"routed layer {setting.routed_index}: {type(self).__name__} reads nothing that this noise changes",
+                got=f"model.moe.gate.noise {setting.noise}",
+                expected=" | ".join(self.noises),
+                remedy=f"set model.moe.gate.noise to {' or '.join(self.noises)}, or choose another gate",
             )
         self.hidden_size = setting.hidden_size
         self.num_tasks = setting.num_tasks
@@ -96,7 +98,7 @@ class Gate(DeclaredModule):
         with torch.autocast(device_type=x_TD.device.type, enabled=False):
             if self.granularity != "task":
                 x_TD = x_TD.detach() if self.detach_input else x_TD
-                x_TD = self._with_input_noise(x_TD.to(router_dtype(x_TD)))
+                x_TD = self._with_input_noise(x_TD.to(router_dtype(x_TD)), context)
             logits_TE = self._with_logit_noise(self.logits(x_TD, context), context)
             # Overflowed half-precision states give infinite or undefined logits. Their loss is reported as not
             # finite; but no token may leave its task group before that, or ranks would disagree about the exchange.
@@ -113,10 +115,14 @@ class Gate(DeclaredModule):
     def extra_repr(self) -> str:
         return f"tasks={self.num_tasks}, E={self.num_experts}, top_k={self.top_k}, combine={self.combine}"
 
-    def _with_input_noise(self, x_TD: Tensor) -> Tensor:
+    def _with_input_noise(self, x_TD: Tensor, context: TokenContext) -> Tensor:
         if self.noise != "multiplicative" or not self.training:
             return x_TD
-        return x_TD * torch.empty_like(x_TD).uniform_(1 - self.noise_eps, 1 + self.noise_eps)
+        low, high = 1 - self.noise_eps, 1 + self.noise_eps
+        if self.granularity == "token":
+            return x_TD * torch.empty_like(x_TD).uniform_(low, high)
+        # One factor for all tokens of a sequence: their mean would level out one of each.
+        return x_TD * x_TD.new_empty(context.num_sequences, x_TD.shape[1]).uniform_(low, high)[context.sequence_ids_T]
 
     def _with_logit_noise(self, logits_TE: Tensor, context: TokenContext) -> Tensor:
         if self.noise != "normal" or not self.training:

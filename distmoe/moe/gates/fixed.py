@@ -13,7 +13,7 @@ from torch import Tensor
 from distmoe.errors import ConfigError
 from distmoe.moe.gates.base import Gate, Granularity, take_rows
 from distmoe.moe.gates.declared import router_dtype
-from distmoe.moe.gates.setting import GateSetting
+from distmoe.moe.gates.setting import GateSetting, Noise
 from distmoe.moe.routing import TokenContext
 from distmoe.seed import generator
 from distmoe.tasks import TaskSet
@@ -38,16 +38,10 @@ class FixedGate(Gate):
     """
 
     granularity: ClassVar[Granularity] = "task"
+    noises: ClassVar[tuple[Noise, ...]] = ("none",)
 
     def __init__(self, setting: GateSetting, *, table: Table, tasks: TaskSet) -> None:
         super().__init__(setting)
-        if setting.noise != "none":
-            raise ConfigError(
-                f"routed layer {setting.routed_index}: gate fixed has no scores that noise could change",
-                got=f"model.moe.gate.noise {setting.noise}",
-                expected="none",
-                remedy="set model.moe.gate.noise to none, or choose another gate",
-            )
         self._random = table == "random"
         self._setting = setting
         self._task_names = tasks.names

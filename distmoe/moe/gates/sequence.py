@@ -44,8 +44,11 @@ class SequenceGate(Gate):
 
 
 def sequence_means(x_TD: Tensor, context: TokenContext) -> Tensor:
-    """Mean state of each sequence's tokens, [B, D]; zeros for sequences without tokens (placeholders)."""
-    sums_BD = x_TD.new_zeros(context.num_sequences, x_TD.shape[1]).index_add(0, context.sequence_ids_T, x_TD)
-    ones_T = torch.ones_like(context.sequence_ids_T, dtype=x_TD.dtype)
-    lengths_B = x_TD.new_zeros(context.num_sequences).index_add(0, context.sequence_ids_T, ones_T)
+    """Mean state of each sequence's tokens, [B, D]; zeros for sequences without tokens (placeholders).
+
+    Not an addition by index: on CUDA that adds in an order that changes from run to run, and means decide routes.
+    """
+    sequences = torch.arange(context.num_sequences + 1, device=x_TD.device)
+    lengths_B = torch.searchsorted(context.sequence_ids_T, sequences).diff()
+    sums_BD = torch.segment_reduce(x_TD, "sum", lengths=lengths_B, axis=0, unsafe=True, initial=0)
     return sums_BD / lengths_B.clamp(min=1).unsqueeze(1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distmoe.moe.gates.base import Gate, Granularity, take_rows
 from distmoe.moe.gates.declared import router_dtype
-from distmoe.moe.gates.setting import GateSetting
+from distmoe.moe.gates.setting import GateSetting, Noise
 from distmoe.moe.routing import TokenContext
 
 
@@ -19,6 +19,7 @@ class TaskGate(Gate):
     """
 
     granularity: ClassVar[Granularity] = "task"
+    noises: ClassVar[tuple[Noise, ...]] = ("none", "normal")
 
     def __init__(self, setting: GateSetting) -> None:
         super().__init__(setting)

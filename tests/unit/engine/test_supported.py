@@ -50,6 +50,15 @@ def test_spans_decide_whether_a_layout_is_partitioned_uniform_and_symmetric() ->
     assert flags((2, 2), (2, 1)) == (True, True, False)
 
 
+def test_task_groups_of_different_sizes_are_not_symmetric() -> None:
+    def symmetric(*sizes: int) -> bool:
+        halves = placement((2, 1), (2, 1))
+        return combination(settings(1), placement=halves, num_ranks=4, routed=True, pool_sizes=[sizes]).symmetric
+
+    assert symmetric(3, 3)
+    assert not symmetric(1, 8)
+
+
 def sliced(stage: int, spans: Sequence[tuple[int, int]] = ((4, 1),), routed: bool = True, **values: Any) -> Combination:
     """Dense matrices cut over two tensor ranks."""
     return combination(settings(stage, **values), placement=placement(*spans), num_ranks=4, routed=routed, tensor=2)

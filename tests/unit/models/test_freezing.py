@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 
 from distmoe.errors import ConfigError
+from distmoe.models.decoder_config import DecoderConfig
 from distmoe.models.freezing import first_trainable_layer, frozen_layers
 from distmoe.nn.conditional.module import conditional_parameters
+from tests.unit.models.decoder_samples import decoder_config, make_decoder
 from tests.unit.models.samples import GATES, loss_of, make_batch, make_model, model_config, moe_config
 from tests.unit.models.test_conditional import conditional, stirred
 
@@ -77,6 +81,17 @@ def test_a_frozen_body_leaves_the_rows_of_conditional_tables(generator: str, lea
     model = make_model(model_config(freeze="body", conditional=conditional(generator=generator)))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name.rpartition(".")[2] for name in trained - {"heads.weight", "heads.bias"}} == {leaf}
+
+
+@pytest.mark.parametrize("head", ["tied", "shared"])
+def test_a_frozen_body_without_parts_of_single_tasks_is_refused(head: Literal["tied", "shared"]) -> None:
+    frozen = {"freeze": "body", "decoder": DecoderConfig(head=head)}
+    with pytest.raises(ConfigError, match=r"nothing is left to train[\s\S]*model.decoder.head=per_task"):
+        make_decoder(decoder_config(moe_config("token"), **frozen))
+    rows = make_decoder(decoder_config(moe_config("task"), **frozen))
+    assert [name for name, one in rows.named_parameters() if one.requires_grad] == [
+        "decoder.layers.1.feed_forward.gate.logits_ME"
+    ]
 
 
 FROZEN_BODIES = {gate: {"moe": moe_config(gate)} for gate in GATES} | {

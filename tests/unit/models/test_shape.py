@@ -53,6 +53,17 @@ def test_roberta_families_lose_the_offset_rows_of_their_position_table(tmp_path:
     assert (shape.position_offset, shape.max_positions, shape.num_token_types) == (2, 512, 1)
 
 
+@pytest.mark.parametrize(("kind", "pad", "offset"), [("bert", 0, 0), ("roberta", 1, 2)])
+def test_a_null_padding_id_is_the_family_s(tmp_path: Path, kind: str, pad: int, offset: int) -> None:
+    shape = shape_of_folder(_folder(tmp_path, model_type=kind, pad_token_id=None))
+    assert (shape.pad_token_id, shape.position_offset) == (pad, offset)
+
+
+def test_a_size_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not give the shape"):
+        shape_of_folder(_folder(tmp_path, hidden_size="8"))
+
+
 def test_without_a_folder_the_configuration_decides() -> None:
     shape = resolve_shape(ModelConfig(hidden_size=32, num_heads=4, norm="pre"), 55, 3)
     assert (shape.vocab_size, shape.pad_token_id, shape.hidden_size, shape.norm) == (55, 3, 32, "pre")

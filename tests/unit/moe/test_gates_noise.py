@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distmoe.errors import ConfigError
-from tests.unit.moe.gate_cases import EXPERTS, LEARNED, MIXED, ONE_TASK_GROUP, make_gate, make_tokens
+from tests.unit.moe.gate_cases import EXPERTS, LEARNED, MIXED, ONE_TASK_GROUP, make_context, make_gate, make_tokens
 
 X_TD = make_tokens(len(MIXED.task_ids_T))
 NOISY = [(kind, "normal") for kind in LEARNED] + [(kind, "multiplicative") for kind in LEARNED if kind != "task"]
@@ -53,8 +53,26 @@ def test_normal_noise_has_standard_deviation_one_over_the_number_of_experts():
     assert abs(logits_TE.std().item() * EXPERTS - 1) < 0.01
 
 
-def test_noise_without_effect_is_refused():
-    with pytest.raises(ConfigError, match=r"(?s)reads no token.*none \| normal"):
-        make_gate("task", noise="multiplicative")
-    with pytest.raises(ConfigError, match="no scores that noise could change"):
-        make_gate("fixed", noise="normal")
+def test_input_noise_of_a_sequence_is_not_levelled_out_by_its_length():
+    """With states of 1 and one weight, logits are the factors, from U(0.5, 1.5): their deviation is 1 / sqrt(12)."""
+    gate = make_gate("sequence", noise="multiplicative", noise_eps=0.5, allowed=ONE_TASK_GROUP)
+    with torch.no_grad():
+        for parameter in gate.parameters():
+            parameter.zero_()
+        gate.weight_ED[0, 0] = 1.0
+    lengths = [1] * 2_000 + [16] * 2_000
+    context = make_context(lengths, [0] * len(lengths))
+    first_B = torch.tensor(lengths).cumsum(0) - 1
+    noise_B = gate(torch.ones(len(context.task_ids_T), 8), context).logits_TE[first_B, 0]
+    assert abs(noise_B[:2_000].std().item() * 12**0.5 - 1) < 0.05
+    assert abs(noise_B[2_000:].std().item() * 12**0.5 - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("kind", "noise"), [("task", "multiplicative"), ("fixed", "multiplicative"), ("fixed", "normal")]
+)
+def test_noise_without_effect_is_refused_and_what_is_expected_is_accepted(kind, noise):
+    with pytest.raises(ConfigError, match="reads nothing that this noise changes") as refused:
+        make_gate(kind, noise=noise)
+    for other in refused.value.expected.split(" | "):
+        make_gate(kind, noise=other)

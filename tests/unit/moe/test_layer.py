@@ -199,7 +199,7 @@ def test_experts_that_do_not_divide_by_ranks_are_refused() -> None:
 
 
 def test_more_choices_than_experts_of_a_task_group_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"layer 3(.|\n)*2 experts per task group, model.moe.top_k 4"):
+    with pytest.raises(ConfigError, match=r"layer 3(.|\n)*2 experts in the smallest task group, model.moe.top_k 4"):
         build(MoEConfig(num_experts=4, top_k=4), partition=TWO_TASK_GROUPS)
 
 

@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from distmoe.errors import ConfigError
 from distmoe.nn.rotary import Rotary, RotaryConfig, turn
 
 STRETCHED: dict[str, dict[str, Any]] = {
@@ -58,3 +59,13 @@ def test_half_precision_keeps_the_frequencies() -> None:
     x = torch.randn(1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
     assert turn(x.bfloat16(), exact).dtype == torch.bfloat16
     torch.testing.assert_close(turn(x.bfloat16(), exact).float(), turn(x, exact), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "borders"),
+    [("llama3", {"low_freq_factor": 4.0, "high_freq_factor": 1.0}), ("yarn", {"beta_slow": 32.0, "beta_fast": 32.0})],
+)
+def test_borders_in_the_wrong_order_are_refused(scaling: Any, borders: dict[str, float]) -> None:
+    RotaryConfig(factor=4.0, **borders)  # not read
+    with pytest.raises(ConfigError, match="wrong order"):
+        RotaryConfig(scaling=scaling, factor=4.0, **borders)

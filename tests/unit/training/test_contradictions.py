@@ -93,7 +93,17 @@ def test_a_fitting_configuration_passes(tmp_path: Path) -> None:
             [[0, 1], [2]],
             r"3 experts per task group, parallel.ep_size=2[\s\S]*experts_per_task_group=4",
         ),
-        (["model.moe.num_experts=2", "model.moe.top_k=2"], [[0, 1], [2]], r"top_k=2, 1 experts per task group"),
+        (
+            ["model.moe.num_experts=2", "model.moe.top_k=2"],
+            [[0, 1], [2]],
+            r"top_k=2, 1 experts in the smallest[\s\S]*raise model.moe.num_experts,",
+        ),
+        (["model.moe.experts_per_task=1", "model.moe.top_k=2"], [[0, 1], [2]], "raise model.moe.experts_per_task, or"),
+        (
+            ["model.moe.experts_per_task=4", "model.moe.largest_pool=4", "model.moe.top_k=6"],
+            [[0, 1], [2]],
+            r"top_k=6, 4 experts[\s\S]*raise model.moe.experts_per_task and model.moe.largest_pool,",
+        ),
     ],
 )
 def test_experts_that_task_groups_cannot_share_are_refused(overrides: list[str], partition: list, text: str) -> None:
