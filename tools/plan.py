@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a run needs and how fast it can be, before GPU hours are spent. Starts no rank.
 
-python tools/plan.py --recipe partitioned --nodes 8 --gpus_per_node 8 --gpu h100
+python tools/plan.py --recipe demo --nodes 8 --gpus_per_node 8 --gpu h100
 python tools/plan.py --recipe nlu data.root=DATA model.pretrained=HF_DIR --gpu h200 --json
 python tools/plan.py --simulate 4096 --out runs/plan      # ranks and task groups grow; writes a picture
 """
