@@ -120,6 +120,28 @@ def test_without_a_gpu_the_device_is_the_cpu(monkeypatch: pytest.MonkeyPatch) ->
     assert device(RankEnv(0, 1, 0, 1)) == torch.device("cpu")
 
 
+@pytest.mark.parametrize("variable", ["SLURM_GPUS_ON_NODE=8", "SLURM_STEP_GPUS=0", "SLURM_JOB_GPUS=0,1"])
+@pytest.mark.parametrize(("cuda", "remedy"), [(None, "ACCELERATOR=cuda make install"), ("12.8", "nvidia-smi")])
+def test_gpus_of_slurm_that_torch_does_not_see_are_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, cuda: str | None, remedy: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setenv(*variable.split("="))
+    with pytest.raises(ParallelError, match=rf"torch sees none(?s:.*)got: +{variable}, (?s:.*){remedy}"):
+        device(RankEnv(0, 1, 0, 1))
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert device(RankEnv(0, 1, 0, 1)) == torch.device("cpu")
+
+
+def test_a_slurm_job_without_gpus_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "0")
+    assert device(RankEnv(0, 1, 0, 1)) == torch.device("cpu")
+
+
 def test_each_local_rank_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     _pretend_gpus(monkeypatch, 4)
     assert device(RankEnv(7, 8, 3, 4)) == torch.device("cuda", 3)
