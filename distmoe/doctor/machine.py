@@ -15,6 +15,7 @@ import torch
 
 from distmoe.doctor.finding import Finding
 from distmoe.engine import extension_builds
+from distmoe.parallel.cores import usable_cores
 from distmoe.parallel.env import no_gpu_remedy, unused_gpus
 
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
@@ -50,7 +51,7 @@ def check_devices(local_ranks: int, visible: int) -> Finding:
     if visible == 0 and (given := unused_gpus(os.environ)):
         return Finding("devices", "problem", f"torch sees no GPU, Slurm gave {given}", no_gpu_remedy())
     if os.environ.get("DS_ACCELERATOR") == "cpu" or visible == 0:
-        return Finding("devices", "ok", f"CPU, {len(os.sched_getaffinity(0))} cores for {local_ranks} ranks")
+        return Finding("devices", "ok", f"CPU, {usable_cores()} cores for {local_ranks} ranks")
     if visible < local_ranks:
         return Finding("devices", "problem", text, "start one rank per GPU; below Slurm ask for --gpus-per-node")
     if visible > local_ranks:

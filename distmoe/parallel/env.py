@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from distmoe.errors import ParallelError, RankError
+from distmoe.parallel.cores import usable_cores
 
 _SLURM = {
     "RANK": "SLURM_PROCID",
@@ -140,7 +141,7 @@ def share_cores(env: RankEnv) -> None:
     torch starts a thread per core in every process; ranks that compute on the CPU then wait for each other.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // env.local_world_size))
+        torch.set_num_threads(max(1, usable_cores() // env.local_world_size))
 
 
 def _accept_launcher(environ: MutableMapping[str, str]) -> None:

@@ -176,6 +176,17 @@ def test_ranks_share_the_cores_of_their_machine(monkeypatch: pytest.MonkeyPatch)
     assert given == [2, 1]
 
 
+def test_where_the_system_does_not_say_all_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS, whose Python has no ``os.sched_getaffinity``."""
+    given: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    share_cores(RankEnv(0, 2, 0, 2))
+    assert given == [3]
+
+
 def test_a_number_of_threads_set_by_the_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", given.append)
