@@ -1,6 +1,6 @@
 # distmoe: every command makes what it needs. `make help` lists them.
 #
-# Variables: PYTHON=python3.12 (environment), RANKS=2 (processes of demo and bench), ARGS="..." (passed on).
+# Variables: PYTHON=python3.12 (environment), ACCELERATOR=cuda|cpu (build of torch; default: what this machine has), RANKS=2 (processes of demo and bench), ARGS="..." (passed on).
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,18 +33,20 @@ TEXT := stiklo febro stoma soste tise foklu rafli tovu susi digi grobi digi brak
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-# A stamp is newer than what the environment was made from: nothing is installed twice.
-$(VENV)/.installed: pyproject.toml tools/install.sh
-	tools/install.sh $(VENV)
-	touch $@
+# A stamp is newer than what the environment was made from: nothing is installed twice, but another choice is looked at.
+STAMP := $(VENV)/.installed$(ACCELERATOR:%=-for-%)
 
-$(VENV)/.installed-dev: pyproject.toml tools/install.sh
-	tools/install.sh $(VENV) dev
+$(STAMP): pyproject.toml tools/install.sh
+	tools/install.sh $(VENV)
 	touch $(VENV)/.installed $@
 
-install: $(VENV)/.installed  ## Make .venv and install distmoe
+$(STAMP)-dev: pyproject.toml tools/install.sh
+	tools/install.sh $(VENV) dev
+	touch $(VENV)/.installed $(VENV)/.installed-dev $(STAMP) $@
 
-venv: $(VENV)/.installed-dev  ## The same with the tools of developers
+install: $(STAMP)  ## Make .venv and install distmoe
+
+venv: $(STAMP)-dev  ## The same with the tools of developers
 
 demo: install  ## Learn task groups offline, train with them, export, predict with stock transformers
 	$(BIN)/deepspeed --num_gpus $(RANKS) distmoe/train.py --recipe task_moe_learned run.name=$(notdir $(RUN)) \

@@ -2,8 +2,8 @@
 """Is this cluster fit for a run? Started like train.py, with its arguments; ends with a verdict and remedies.
 
 python tools/doctor.py                                               # this machine alone
-deepspeed --hostfile hostfile tools/doctor.py --recipe partitioned   # all ranks, with the links between them
-sbatch slurm/doctor.sbatch --recipe partitioned
+deepspeed --hostfile hostfile tools/doctor.py --recipe glue          # all ranks, with the links between them
+sbatch slurm/doctor.sbatch --recipe glue
 """
 
 from __future__ import annotations

@@ -111,7 +111,9 @@ def table(folders: Sequence[Path], found: Sequence[Evaluation]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Score a checkpoint on one process.")
     parser.add_argument("checkpoint", type=Path, help="folder step_N of a run")
-    parser.add_argument("--split", choices=("validation", "test"), help="default validation; with --shifts test")
+    parser.add_argument(
+        "--split", choices=("validation", "test"), help="split to score (default: validation; with --shifts: test)"
+    )
     parser.add_argument(
         "--shifts", action="store_true", help="the test split, and again under each shift of data.shifts, as a table"
     )

@@ -4,6 +4,7 @@
 python tools/experiments.py ca_mtl --arms B,C,D --seeds 3 data.root=DATA model.pretrained=HF_DIR
 python tools/experiments.py ca_mtl --seeds 5 --recipe ca_mtl_demo --out runs/small schedule.num_steps=200
 python tools/experiments.py ca_mtl --table                   # only the table and the picture of what has ended
+python tools/experiments.py ca_mtl --list-arms               # what can be compared
 
 Every run is one of distmoe/train.py. OUT/runs.jsonl gets a line when a run has ended; the same command again trains
 what is missing and goes on with a run that was interrupted. See docs/experiments.md.
@@ -33,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description="Compare arms of a study over seeds.")
     result.add_argument("study", help=f"{' | '.join(available())} | path of a YAML file")
     result.add_argument("--arms", default="", help="names, separated by commas; J means J and J.*; default: all")
+    result.add_argument("--list-arms", action="store_true", help="print the names for --arms, with titles and recipes")
     result.add_argument("--seeds", type=int, default=3, metavar="N", help="how many seeds (default 3)")
     result.add_argument("--first-seed", type=int, default=0, metavar="K", help="seeds K to K+N-1 (default 0)")
     result.add_argument("--recipe", help="in place of the study's own recipe")
@@ -67,6 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("a process is one rank", got=f"--in-process --ranks {arguments.ranks}",
                           expected="--ranks 1 with --in-process", remedy="leave one of them away")  # fmt: skip
     study = load_study(arguments.study)
+    if arguments.list_arms:
+        print("\n".join(study.arm_lines()))
+        return 0
     out = arguments.out or Path("runs/studies") / Path(arguments.study).stem
     arms = study.choose([name for name in arguments.arms.split(",") if name])
     ledger = Ledger(out / "runs.jsonl")

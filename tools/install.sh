@@ -4,14 +4,17 @@
 # GPU machines get the default build of torch. Machines without a GPU get a CPU build: the default index serves
 # CPU files on some systems and several GB of CUDA libraries on others, so pip is asked first what it would
 # install. If that is CUDA, the CPU index of PyTorch is used. CUDA is never pulled onto a CPU machine silently.
+# A cluster's login node has no GPU and installs for nodes that have: there, say ACCELERATOR=cuda.
 #
-# PYTHON  interpreter of the environment (default python3; 3.11 or newer)
-# TORCH   requirement for the CPU build (default torch==2.13.0)
+# ACCELERATOR  cuda | cpu: which build of torch, whatever this machine has (default: what nvidia-smi lists here)
+# PYTHON       interpreter of the environment (default python3; 3.11 or newer)
+# TORCH        requirement for the CPU build (default torch==2.13.0)
 set -euo pipefail
 
 venv=$1
 extras=${2:-}
 python=${PYTHON:-python3}
+accelerator=${ACCELERATOR:-}
 torch=${TORCH:-torch==2.13.0}
 cpu_index=https://download.pytorch.org/whl/cpu
 
@@ -21,6 +24,10 @@ fail() { # what, got, expected, remedy
 }
 
 has_gpu() { nvidia-smi -L 2>/dev/null | grep -q '^GPU'; }
+
+for_gpus() { [ "$accelerator" = cuda ] || { [ -z "$accelerator" ] && has_gpu; }; }
+
+has_cuda_torch() { "$venv/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is None)'; }
 
 has_torch() { "$venv/bin/python" -c 'from importlib.metadata import version; version("torch")' 2>/dev/null; }
 
@@ -44,6 +51,10 @@ install_cpu_torch() {
     fi
 }
 
+case "$accelerator" in
+    "" | cuda | cpu) ;;
+    *) fail "unknown ACCELERATOR" "$accelerator" "cuda | cpu, or none for what this machine has" "for example ACCELERATOR=cuda make install" ;;
+esac
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
     fail "distmoe needs a newer Python" "$("$python" --version 2>&1 || true)" "3.11 or newer" "set PYTHON, for example PYTHON=python3.12 make demo"
 
@@ -51,9 +62,14 @@ if [ ! -x "$venv/bin/pip" ]; then
     "$python" -m venv "$venv" ||
         fail "no virtual environment could be made" "$python -m venv $venv failed" "Python with its venv module" "on Debian and Ubuntu: apt install python3-venv"
 fi
-if ! has_gpu && ! has_torch; then
+if ! for_gpus && ! has_torch; then
+    [ -n "$accelerator" ] || echo "this machine lists no GPU; for GPUs on other nodes: ACCELERATOR=cuda make install"
     echo "installing a CPU build of torch"
     install_cpu_torch
 fi
 echo "installing distmoe${extras:+ with extra $extras}"
 "$venv/bin/pip" install --quiet --editable ".${extras:+[$extras]}"
+if [ "$accelerator" = cuda ] && ! has_cuda_torch; then
+    fail "torch in $venv cannot use GPUs" "a CPU build, which was there before or is all that pip finds here" \
+        "a CUDA build" "$venv/bin/pip uninstall torch, then install again"
+fi

@@ -2,9 +2,9 @@
 """Starts a run: checks first, prints the exact command, runs it, and starts it again from the last checkpoint.
 
 python tools/launch.py local --ranks 8 --recipe glue model.pretrained=HF_DIR
-python tools/launch.py hosts --hostfile hostfile --recipe partitioned                   # ssh; see docs/cluster.md
-python tools/launch.py hosts --hostfile hostfile --no_ssh --node_rank 0 --recipe partitioned   # once per machine
-python tools/launch.py slurm --nodes 4 --gpus_per_node 8 --sbatch "--time=1-0" --recipe partitioned
+python tools/launch.py hosts --hostfile hostfile --recipe glue model.pretrained=HF_DIR   # ssh; see docs/cluster.md
+python tools/launch.py hosts --hostfile hostfile --no_ssh --node_rank 0 --recipe glue ...   # once per machine
+python tools/launch.py slurm --nodes 4 --gpus_per_node 8 --sbatch "--time=1-0" --recipe glue model.pretrained=HF_DIR
 
 Arguments that are not its own are those of distmoe/train.py. Exit code: 0 finished, 2 refused, 1 given up,
 128 + n stopped in order by signal n.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a run needs and how fast it can be, before GPU hours are spent. Starts no rank.
 
-python tools/plan.py --recipe partitioned --nodes 8 --gpus_per_node 8 --gpu h100
+python tools/plan.py --recipe demo --nodes 8 --gpus_per_node 8 --gpu h100
 python tools/plan.py --recipe nlu data.root=DATA model.pretrained=HF_DIR --gpu h200 --json
 python tools/plan.py --simulate 4096 --out runs/plan      # ranks and task groups grow; writes a picture
 """
@@ -23,6 +23,7 @@ from distmoe.forecast.arrangement import forecast, memory_of_stages, rank_choice
 from distmoe.forecast.choice import Choice
 from distmoe.forecast.hardware import ACCELERATORS, Cluster, accelerator
 from distmoe.forecast.simulate import simulate
+from distmoe.forecast.typed import typed
 from distmoe.forecast.workload import Workload, make_workload
 from distmoe.parallel.env import RankEnv
 from distmoe.recipes.loader import DEFAULT_RECIPE, resolve
@@ -34,10 +35,11 @@ from distmoe.training.run_data import Sources, encode, open_sources
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description="Plan a run: memory, communication, step time, best arrangements.")
     result.add_argument("--recipe", default=DEFAULT_RECIPE, help="name of a shipped recipe or path of a YAML file")
-    result.add_argument("--nodes", type=int, default=1)
-    result.add_argument("--gpus_per_node", type=int, default=8)
+    result.add_argument("--nodes", type=int, default=1, help="machines (default: 1)")
+    result.add_argument("--gpus_per_node", type=int, default=8, help="GPUs, and so ranks, of each (default: 8)")
     names = [one.name for one in ACCELERATORS]
     result.add_argument("--gpu", default="h100", help=f"{' | '.join(names)} | cpu (measured now); default h100")
+    result.add_argument("--gpu_memory", type=float, metavar="GIB", help="memory of a GPU; default: that of --gpu")
     result.add_argument("--zero", type=int, choices=(0, 1, 2, 3), help="ZeRO stage; default: of parallel.deepspeed")
     result.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default: of parallel.deepspeed")
     result.add_argument("--length", type=int, help="tokens per example; default data.max_length, an upper bound")
@@ -46,9 +48,17 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--top", type=int, default=5, help="arrangements to list")
     result.add_argument("--simulate", type=int, metavar="RANKS", help="grow ranks and task groups up to RANKS")
-    result.add_argument("--out", type=Path, default=Path("runs/plan"), help="folder of the simulation's picture")
+    result.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/plan"),
+        help="folder of the simulation's picture, and of "
+        "DeepSpeed files for arrangements that no shipped one describes",
+    )
     result.add_argument("--json", action="store_true", help="print one JSON object")
-    result.add_argument("overrides", nargs="*", metavar="section.key=value")
+    result.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="as for distmoe/train.py (docs/configuration.md)"
+    )
     return result
 
 
@@ -63,7 +73,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     config = resolve(arguments.recipe, arguments.overrides)
-    devices = Cluster(arguments.nodes, arguments.gpus_per_node, accelerator(arguments.gpu))
+    devices = Cluster(
+        arguments.nodes, arguments.gpus_per_node, accelerator(arguments.gpu, memory_gib=arguments.gpu_memory)
+    )
     cluster = devices.of_data_ranks(config.parallel.tensor)
     sources = open_sources(config)
     sizes = None if arguments.weights == "equal" else train_sizes(sources, config)
@@ -75,10 +87,11 @@ def run(arguments: argparse.Namespace) -> int:
     found = forecast(workload, cluster, choice)
     feasible, refused = rank_choices(workload, cluster, choice)
     if arguments.json:
-        best = feasible[: arguments.top]
-        values = plain.plan(workload, cluster, found, best=best, feasible=len(feasible), refused=len(refused))
+        first = feasible[: arguments.top]
+        values = plain.plan(workload, cluster, found, best=first, feasible=len(feasible), refused=len(refused))
         print(json.dumps(values))
         return 0
+    best = [typed(workload, cluster, one, folder=arguments.out) for one in feasible[: arguments.top]]
     lines = [
         *text.heading(workload, cluster, precision),
         *text.placement_table(workload, cluster, found.placement),
@@ -87,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         *text.tensor_lines(workload, found),
         *text.time_lines(found),
         *text.caution_lines(workload, cluster, found),
-        *text.ranking(feasible, len(refused), top=arguments.top),
+        *text.ranking(feasible, len(refused), best),
     ]
     print("\n".join(lines))
     return 0

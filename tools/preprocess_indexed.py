@@ -10,7 +10,6 @@ Killed, the same call goes on where it was. TOKENIZER is a Hugging Face folder o
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from distmoe.data.indexed.preprocess import PreprocessJob, preprocess
 from distmoe.data.indexed.writer import TokenType
 from distmoe.data.sources.documents import Unit
 from distmoe.errors import DistmoeError
+from distmoe.parallel.cores import usable_cores
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         help="what a document of a .txt file is (default: file)",
     )
     result.add_argument("--dtype", choices=get_args(TokenType), default=defaults.dtype, help="number type of ids")
-    result.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: cores)")
+    result.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: cores)")
     result.add_argument("--part_documents", type=int, default=defaults.part_documents, help="documents per part")
     result.add_argument("--restart", action="store_true", help="throw away what an earlier call has written")
     return result

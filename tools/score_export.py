@@ -113,7 +113,7 @@ def _metric(task: dict[str, Any], logits_NC: Any, labels: list[float]) -> float:
 
     true = np.asarray(labels)
     if not task["labels"]:
-        function = stats.pearsonr if task["metric"] == "pearson" else stats.spearmanr
+        function = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}[task["metric"]]
         return float(function(logits_NC[:, 0].astype(np.float64), true).statistic)
     predicted = logits_NC.argmax(axis=1)
     match task["metric"]:
@@ -124,8 +124,9 @@ def _metric(task: dict[str, Any], logits_NC: Any, labels: list[float]) -> float:
             return float(metrics.f1_score(true == positive, predicted == positive, zero_division=0.0))
         case "macro_f1":
             return float(metrics.f1_score(true, predicted, average="macro", zero_division=0.0))
-        case _:
+        case "matthews":
             return float(metrics.matthews_corrcoef(true, predicted))
+    raise NotImplementedError(f"metric {task['metric']} of task {task['name']}")
 
 
 def _fail(what: str, got: object, expected: object, remedy: str) -> int:

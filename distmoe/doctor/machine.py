@@ -15,6 +15,8 @@ import torch
 
 from distmoe.doctor.finding import Finding
 from distmoe.engine import extension_builds
+from distmoe.parallel.cores import usable_cores
+from distmoe.parallel.env import no_gpu_remedy, unused_gpus
 
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 GIB = 2**30
@@ -46,8 +48,10 @@ def check_versions(found: Mapping[str, str]) -> Finding:
 def check_devices(local_ranks: int, visible: int) -> Finding:
     """``visible`` GPUs for ``local_ranks`` ranks of this machine."""
     text = f"{visible} GPUs for {local_ranks} ranks"
+    if visible == 0 and (given := unused_gpus(os.environ)):
+        return Finding("devices", "problem", f"torch sees no GPU, Slurm gave {given}", no_gpu_remedy())
     if os.environ.get("DS_ACCELERATOR") == "cpu" or visible == 0:
-        return Finding("devices", "ok", f"CPU, {len(os.sched_getaffinity(0))} cores for {local_ranks} ranks")
+        return Finding("devices", "ok", f"CPU, {usable_cores()} cores for {local_ranks} ranks")
     if visible < local_ranks:
         return Finding("devices", "problem", text, "start one rank per GPU; below Slurm ask for --gpus-per-node")
     if visible > local_ranks:

@@ -131,6 +131,11 @@ class DeepSpeedSettings:
     accumulation_steps: int
 
     @property
+    def rounds_sums(self) -> bool:
+        """Whether several micro-batches are added up in bf16: what is below 1/256 of a sum is lost."""
+        return self.accumulation_dtype == "bf16" and self.accumulation_steps > 1
+
+    @property
     def reduce_bucket_size(self) -> int:
         """Elements of a reduction bucket; DeepSpeed's own default where the file says nothing."""
         return int(self.values["zero_optimization"].get("reduce_bucket_size", REDUCE_BUCKET))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from distmoe.engine.ds_config import DeepSpeedSettings
 from distmoe.errors import ConfigError
 from distmoe.parallel.placement import Placement
+from distmoe.tasks import TaskGrouping
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,8 @@ TABLE: tuple[Row, ...] = (
     Row(
         False,
         "with unequal numbers of expert copies, DeepSpeed's bf16 optimizer has no process group for the norm",
-        "set data_types.grad_accum_dtype to bf16, use fp32, or offload the optimizer",
+        "use zero1_bf16_unequal with one micro-batch per step, zero1_fp32, a number of ranks that gives equal copies, "
+        "or offload the optimizer",
         stages=(1,),
         precisions=("bf16",),
         routed=True,
@@ -273,12 +275,62 @@ def check(
         spans_may_change=spans_may_change,
         pool_sizes=pool_sizes,
     )
+    _refuse(case, settings)
+
+
+def check_any_mixture(
+    settings: DeepSpeedSettings,
+    *,
+    grouping: TaskGrouping,
+    num_blocks: int,
+    num_ranks: int,
+    tensor: int = 1,
+    spans_may_change: bool = False,
+) -> None:
+    """Refuses a partitioned run that no mixture weights would let train: what is known before the data is read.
+
+    A run that passes may still be refused by :func:`check`, for the placement that its weights give.
+
+    Args:
+        settings: DeepSpeed's.
+        grouping: Of the routed layers, at least one.
+        num_blocks: Of ranks.
+        num_ranks: Data ranks.
+        tensor: Tensor ranks per data rank.
+        spans_may_change: Task groups will be merged and placed anew.
+
+    Raises:
+        ConfigError: With the row's reason and remedy.
+    """
+    deepest = len(grouping.layers[-1])
+    several = min(deepest, num_blocks) > 1
+    dealt = deepest <= num_blocks  # every task group has blocks of its own; else blocks have several task groups
+    unsure = several and spans_may_change
+    equal_copies = not dealt or all(num_blocks % len(partition) == 0 for partition in grouping.layers)
+    case = Combination(
+        stage=settings.stage,
+        precision=settings.precision,
+        routed=True,
+        num_ranks=num_ranks,
+        partitioned=several,
+        uniform=equal_copies and not unsure,
+        symmetric=(dealt or deepest % num_blocks == 0) and not unsure,
+        fp32_accumulation=settings.accumulation_dtype == "fp32",
+        overlap_comm=settings.overlap_comm,
+        offload=settings.offload,
+        tensor=tensor > 1,
+    )
+    groups = "-".join(dict.fromkeys(str(len(partition)) for partition in grouping.layers))
+    _refuse(case, settings, f"{groups} task groups on {num_blocks} blocks of ranks")
+
+
+def _refuse(case: Combination, settings: DeepSpeedSettings, *facts: str) -> None:
     row = lookup(case)
     if not row.supported:
         given = [] if row.stages is not None else [f"ZeRO-{case.stage}", case.precision]
         raise ConfigError(
             f"{settings.source}: this combination is refused: {row.note}",
-            got=", ".join(filter(None, [*given, row.conditions()])),
+            got=", ".join(filter(None, [*given, row.conditions(), *facts])),
             expected="a supported row of docs/deepspeed.md",
             remedy=row.remedy,
         )

@@ -54,16 +54,16 @@ class Choice:
         )
 
     def __str__(self) -> str:
-        """As one would type it; what belongs into the DeepSpeed file comes first."""
-        accumulation = (
-            ""
-            if self.fp32_accumulation or self.precision == "fp16"
-            else f" data_types.grad_accum_dtype={self.precision}"
-        )
+        """In words; what belongs into the DeepSpeed file comes first."""
+        sums = f", data_types.grad_accum_dtype {self.precision}" if self.rounds_sums else ""
         return (
-            f"ZeRO-{self.stage} {self.precision}{accumulation}  "
-            f"parallel.placement={self.mode} parallel.ep_size={self.ep_size}"
+            f"ZeRO-{self.stage} {self.precision}{sums}, parallel.placement={self.mode} parallel.ep_size={self.ep_size}"
         )
+
+    @property
+    def rounds_sums(self) -> bool:
+        """Whether micro-batches, where a step has several, are added up in bf16."""
+        return self.precision == "bf16" and not self.fp32_accumulation
 
     @property
     def element(self) -> int:

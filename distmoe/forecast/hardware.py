@@ -127,12 +127,23 @@ class Cluster:
         return rank // self.per_node
 
 
-def accelerator(name: str) -> Accelerator:
+def accelerator(name: str, *, memory_gib: float | None = None) -> Accelerator:
     """Returns an entry of the table; ``cpu`` measures this machine, one rank with its threads.
 
+    Args:
+        name: Of the entry.
+        memory_gib: Memory of a variant, such as an A100 of 40 GiB; None: the entry's.
+
     Raises:
-        ConfigError: If there is no such entry.
+        ConfigError: If there is no such entry, or the memory is not positive.
     """
+    if memory_gib is not None:
+        if memory_gib <= 0:
+            raise ConfigError(
+                "a device has memory", got=f"--gpu_memory {memory_gib:g}", expected="GiB above 0", remedy="correct it"
+            )
+        found = accelerator(name)
+        return replace(found, memory=memory_gib * GIB, source=f"{found.source}; memory as given")
     if name == CPU:
         return measure_cpu()
     for one in ACCELERATORS:

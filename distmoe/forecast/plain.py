@@ -52,6 +52,7 @@ def arrangement(workload: Workload, found: Forecast) -> dict[str, Any]:
     factors = imbalance(workload, found.placement)
     return {
         **asdict(found.choice),
+        "deepspeed": found.choice.deepspeed(),
         "micro_batch": found.micro_batch,
         "accumulation": found.accumulation,
         "memory_bytes": _memory(found.memory),

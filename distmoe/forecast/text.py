@@ -112,11 +112,21 @@ def caution_lines(workload: Workload, cluster: Cluster, found: Forecast) -> list
     return [f"warning: {line}" for line in cautions(workload, cluster, found)]
 
 
-def ranking(feasible: Sequence[Forecast], refused: int, *, top: int) -> list[str]:
-    """The fastest arrangements, as one would type them."""
-    lines = [f"best of {len(feasible)} feasible arrangements ({refused} refused):"]
-    for found in feasible[:top]:
-        lines.append(f"  {1e3 * found.time.predicted:>10.2f} ms  {found.memory.total / GIB:>7.2f} GiB  {found.choice}")
+def ranking(feasible: Sequence[Forecast], refused: int, typed: Sequence[str]) -> list[str]:
+    """The fastest arrangements.
+
+    Args:
+        feasible: All of them, fastest first.
+        refused: How many are not feasible.
+        typed: What to type for the first of them.
+    """
+    lines = [f"best of {len(feasible)} feasible arrangements ({refused} refused); add to the command of the run:"]
+    for found, arguments in zip(feasible, typed, strict=False):
+        sums = found.choice.rounds_sums and found.accumulation > 1
+        mark = f"  (adds up {found.accumulation} micro-batches in bf16: small gradients are lost)" if sums else ""
+        lines.append(
+            f"  {1e3 * found.time.predicted:>10.2f} ms  {found.memory.total / GIB:>7.2f} GiB  {arguments}{mark}"
+        )
     return lines
 
 

@@ -26,10 +26,13 @@ def check_run(config: RunConfig, place: Place, *, resume: str) -> None:
     Raises:
         DistmoeError: Naming keys or options.
     """
+    # A login node has no GPU, the job's nodes have: "auto" and all that hangs on it must be what the job will see.
+    on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
+    elsewhere = ("cpu" if on_cpu else "cuda") if isinstance(place, Slurm) else None
     per_node = place.per_node if isinstance(place, Slurm) else place.ranks_here
     check_environment(config, num_ranks=place.num_ranks)
     open_run(config, resume=resume, latest=folders.latest)
-    make_plan(config, RankEnv(0, place.num_ranks, 0, per_node))
+    make_plan(config, RankEnv(0, place.num_ranks, 0, per_node), device_type=elsewhere)
 
 
 def check_place(config: RunConfig, place: Place, *, examine: Command | None = None) -> None:

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 import torch
 
 from distmoe.errors import ParallelError, RankError
+from distmoe.parallel.cores import usable_cores
 
 _SLURM = {
     "RANK": "SLURM_PROCID",
@@ -31,6 +32,7 @@ _MASTER = ("MASTER_ADDR", "MASTER_PORT")
 _SRUN = (
     "start with `srun --ntasks-per-node=N python distmoe/train.py` in a job that exports MASTER_ADDR and MASTER_PORT"
 )
+_SLURM_GPUS = ("SLURM_GPUS_ON_NODE", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS")  # a number; lists of their indices
 _LAUNCH = "start with `deepspeed distmoe/train.py`, or unset RANK to run as a single process"
 
 
@@ -88,9 +90,19 @@ def device(env: RankEnv) -> torch.device:
     """Returns the device of this rank: its GPU, or the CPU where there is none or ``DS_ACCELERATOR=cpu``.
 
     Raises:
+        ParallelError: If Slurm gave GPUs that torch does not see, and nobody asked for the CPU.
         RankError: If there are fewer visible GPUs than local ranks.
     """
-    if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        if given := unused_gpus(os.environ):
+            raise ParallelError(
+                "Slurm gave GPUs to this job, but torch sees none of them",
+                got=f"{given}, torch {torch.__version__}",
+                expected="a torch that sees them, or DS_ACCELERATOR=cpu",
+                remedy=no_gpu_remedy(),
+            )
         return torch.device("cpu")
     visible = torch.cuda.device_count()
     if env.local_rank >= visible:
@@ -104,13 +116,32 @@ def device(env: RankEnv) -> torch.device:
     return torch.device("cuda", env.local_rank)
 
 
+def unused_gpus(environ: Mapping[str, str]) -> str:
+    """What Slurm says of GPUs that it gave, such as ``SLURM_GPUS_ON_NODE=8``; empty: none, or the CPU is wanted."""
+    if environ.get("DS_ACCELERATOR") == "cpu":
+        return ""
+    if environ.get("SLURM_GPUS_ON_NODE") == "0":
+        return ""
+    return next((f"{name}={environ[name]}" for name in _SLURM_GPUS if environ.get(name)), "")
+
+
+def no_gpu_remedy() -> str:
+    """What a person can do where Slurm gave GPUs that torch does not see."""
+    build = (
+        "this torch is a CPU build: move .venv away and install with `ACCELERATOR=cuda make install`"
+        if torch.version.cuda is None
+        else "look at nvidia-smi, the driver and CUDA_VISIBLE_DEVICES on the node"
+    )
+    return f"{build}; to compute on CPUs all the same, export DS_ACCELERATOR=cpu"
+
+
 def share_cores(env: RankEnv) -> None:
     """Gives each rank of a machine its share of the cores, unless ``OMP_NUM_THREADS`` says otherwise.
 
     torch starts a thread per core in every process; ranks that compute on the CPU then wait for each other.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // env.local_world_size))
+        torch.set_num_threads(max(1, usable_cores() // env.local_world_size))
 
 
 def _accept_launcher(environ: MutableMapping[str, str]) -> None:

@@ -108,6 +108,11 @@ class Study(Section):
         """The overrides of an arm, those that it starts from first; of two with one key the later wins."""
         return [override for arm in self.lineage(name) for override in arm.overrides]
 
+    def arm_lines(self) -> list[str]:
+        """The arms for a person who chooses among them: name, title, recipe."""
+        width = max(map(len, self.arms))
+        return [f"{name:{width}}  {arm.title} ({self.recipe_of(name)})" for name, arm in self.arms.items()]
+
     def choose(self, wanted: Sequence[str]) -> list[str]:
         """Returns the arms of ``wanted`` in the study's order; a name stands for all of its variants, nothing for all.
 

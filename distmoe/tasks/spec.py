@@ -48,7 +48,7 @@ class TaskSpec:
             (plain text: on all tokens).
         metric: The score that evaluation reports and model selection averages.
         labels: Class names in the order of their ids; only for classifications.
-        pair: Whether examples have two texts.
+        pair: Whether examples have two texts; never where tokens are predicted.
         family: Free label of related tasks; ``structure.grouping: family`` groups by it.
         description: A sentence about the task, read by the ``task_description`` gate.
         positive_label: For ``f1``: index of the class whose F1 is reported.
@@ -89,6 +89,14 @@ class TaskSpec:
             self._refuse_labels(self.kind)
             allowed = TOKEN_METRICS if self.kind == "language_modeling" else (*TOKEN_METRICS, *TEXT_METRICS)
             self._check_metric(f"{self.kind} task with a metric for other tasks", allowed)
+            if self.pair:
+                raise DataError(
+                    f"{where} predicts tokens from one text",
+                    got=f"a second text with type {self.kind}",
+                    expected="one text per example",
+                    remedy='join both under one column, and remove "pair" from its task.json, or the key text_pair '
+                    "below tasks.hub",
+                )
         else:
             if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
                 raise DataError(

@@ -35,6 +35,9 @@ def score(spec: TaskSpec, predictions: NDArray[np.float64], labels: NDArray[np.f
         spec: Names the metric and, for ``f1``, the positive class.
         predictions: Class ids, or numbers for a regression: ``[examples]``.
         labels: In the same form.
+
+    Raises:
+        NotImplementedError: If the metric is one of tokens or texts, or a new one without a branch here.
     """
     if not np.isfinite(predictions).all():
         bad = int((~np.isfinite(predictions)).sum())
@@ -52,9 +55,11 @@ def score(spec: TaskSpec, predictions: NDArray[np.float64], labels: NDArray[np.f
     if spec.metric == "macro_f1":
         # Mean over the classes that occur in labels or predictions: a class that a small split lacks costs nothing.
         return float(sklearn_metrics.f1_score(true, predicted, average="macro", zero_division=0.0))
-    if len(np.unique(predicted)) < 2 or len(np.unique(true)) < 2:
-        return _undefined(spec, "only one class is predicted or present")
-    return float(sklearn_metrics.matthews_corrcoef(true, predicted))
+    if spec.metric == "matthews":
+        if len(np.unique(predicted)) < 2 or len(np.unique(true)) < 2:
+            return _undefined(spec, "only one class is predicted or present")
+        return float(sklearn_metrics.matthews_corrcoef(true, predicted))
+    raise NotImplementedError(f"metric {spec.metric} of task {spec.name} is not computed from classes or numbers")
 
 
 def relative_errors(

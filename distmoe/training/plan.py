@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from distmoe.data.config import SamplingConfig
+from distmoe.data.sampling import follows_sizes, mixture_weights
 from distmoe.engine import deepspeed_folder, ds_config, supported
 from distmoe.engine.ds_config import DeepSpeedSettings
 from distmoe.models.build import sketch_model
@@ -83,9 +85,39 @@ class Plan:
         )
         return placement
 
+    def check_placement(self, sampling: SamplingConfig) -> None:
+        """Refuses, before hours of tokenization, what can be seen without the sizes of the data.
 
-def make_plan(config: RunConfig, env: RankEnv) -> Plan:
+        Raises:
+            ParallelError: If no weights would let the task groups be placed on these ranks.
+            ConfigError: If the combination is not supported, whatever the sizes.
+        """
+        weights = mixture_weights([1] * len(self.tasks), sampling, names=self.tasks.names)
+        if self.parallel.placement == "colocated":
+            self.place([1.0] * len(self.tasks))  # weights do not matter
+        elif not (self.routed_layers and follows_sizes(sampling)):
+            self.place(weights)
+        else:
+            sizes_aside = place(
+                self.grouping, weights, num_ranks=self.num_ranks, ep_size=self.parallel.ep_size, mode="partitioned"
+            )
+            supported.check_any_mixture(
+                self.settings,
+                grouping=self.grouping,
+                num_blocks=sizes_aside.num_blocks,
+                num_ranks=self.num_ranks,
+                tensor=self.parallel.tensor,
+                spans_may_change=self.learning,
+            )
+
+
+def make_plan(config: RunConfig, env: RankEnv, *, device_type: str | None = None) -> Plan:
     """Makes the plan; reads no example and builds nothing.
+
+    Args:
+        config: The run.
+        env: One of its ranks.
+        device_type: ``cpu`` or ``cuda``, where the ranks will run elsewhere; None: this rank's device.
 
     Raises:
         DistmoeError: If any two of its parts contradict each other.
@@ -98,7 +130,7 @@ def make_plan(config: RunConfig, env: RankEnv) -> Plan:
         micro_batch_size=micro_batch_size,
         accumulation_steps=config.data.batch_size // (micro_batch_size * num_ranks),
         num_ranks=num_ranks,
-        device_type=device(env).type,
+        device_type=device_type or device(env).type,
     )
     sources = open_sources(config)
     shape = resolve_shape(config.model, sources.vocab_size, sources.pad_token_id)
@@ -124,8 +156,5 @@ def make_plan(config: RunConfig, env: RankEnv) -> Plan:
         learning=config.structure.learn is not None,
         moe=config.model.moe,
     )
-    if config.parallel.placement == "colocated":
-        # Mixture weights, known only after the data is read, do not matter here: an unsupported combination is
-        # refused before hours of tokenization.
-        plan.place([1.0] * len(sources.tasks))
+    plan.check_placement(config.data.sampling)
     return plan

@@ -176,6 +176,11 @@ class Facts:
             f"DeepSpeed: {settings.source}, ZeRO-{settings.stage}, {settings.precision}, "
             f"{settings.accumulation_steps} micro-batches per step, {device}"
         )
+        if settings.rounds_sums:
+            rows.append(
+                f"warning: {settings.accumulation_steps} micro-batches are added up in bf16, which loses small "
+                "gradients: leave data.micro_batch_size out for one per step"
+            )
         return [*rows, f"{config.schedule.num_steps:,} steps of {config.data.batch_size} examples"]
 
 

@@ -33,6 +33,9 @@ def score_texts(spec: TaskSpec, answers: Sequence[str], references: References) 
         spec: Names the metric.
         answers: One per example, at least one.
         references: Right answers of each example, at least one each.
+
+    Raises:
+        NotImplementedError: If the metric is not one of texts, or a new one without a branch here.
     """
     if spec.metric == "bleu":
         return _corpus_score("BLEU", answers, references)
@@ -40,7 +43,9 @@ def score_texts(spec: TaskSpec, answers: Sequence[str], references: References) 
         return _corpus_score("CHRF", answers, references)
     if spec.metric == "rouge_l":
         return _rouge_l(answers, references)
-    same = _same_number if spec.metric == "exact_match_final_number" else _same_text
+    same = {"exact_match": _same_text, "exact_match_final_number": _same_number}.get(spec.metric)
+    if same is None:
+        raise NotImplementedError(f"metric {spec.metric} of task {spec.name} is not computed from texts")
     right = [any(same(answer, one) for one in several) for answer, several in zip(answers, references, strict=True)]
     return sum(right) / len(right)
 

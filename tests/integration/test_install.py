@@ -24,6 +24,7 @@ esac
 """
 FAKE_PYTHON = """#!/usr/bin/env bash
 case "$*" in
+    *torch.version.cuda*) [ "$FAKE_CUDA" = yes ] ;;
     *'version("torch")'*) [ "$FAKE_HAS_TORCH" = yes ] ;;
     *) exec {real} "$@" ;;
 esac
@@ -36,7 +37,16 @@ def executable(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def install(folder: Path, *, packages: list[str], gpu: bool = False, has_torch: bool = False, cpu_index: bool = True):
+def install(
+    folder: Path,
+    *,
+    packages: list[str],
+    gpu: bool = False,
+    has_torch: bool = False,
+    cpu_index: bool = True,
+    accelerator: str = "",
+    cuda: bool = False,
+):
     """Runs the script and returns the finished process and what pip was asked to install."""
     executable(folder / "venv/bin/pip", FAKE_PIP)
     executable(folder / "venv/bin/python", FAKE_PYTHON.format(real=sys.executable))
@@ -49,6 +59,8 @@ def install(folder: Path, *, packages: list[str], gpu: bool = False, has_torch: 
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
         "PYTHON": sys.executable,
         "TORCH": "torch==2.13.0",
+        "ACCELERATOR": accelerator,
+        "FAKE_CUDA": "yes" if cuda else "no",
         "FAKE_LOG": str(log),
         "FAKE_PACKAGES": ", ".join(f'{{"metadata": {{"name": "{name}"}}}}' for name in packages),
         "FAKE_HAS_TORCH": "yes" if has_torch else "no",
@@ -93,3 +105,26 @@ def test_a_machine_with_a_gpu_gets_the_default_build_with_the_project(tmp_path):
 def test_an_installed_torch_is_kept(tmp_path):
     _, asked = install(tmp_path, packages=["torch", "nvidia-cudnn-cu13"], has_torch=True)
     assert asked == [PROJECT]
+
+
+def test_a_login_node_without_a_gpu_can_install_for_gpus(tmp_path):
+    done, asked = install(tmp_path, packages=["torch", "nvidia-cudnn-cu13"], accelerator="cuda", cuda=True)
+    assert (done.returncode, asked) == (0, [PROJECT])
+
+
+def test_a_cpu_build_that_is_there_is_refused_where_gpus_are_wanted(tmp_path):
+    done, _ = install(tmp_path, packages=["torch"], has_torch=True, accelerator="cuda", cuda=False)
+    assert done.returncode == 1
+    assert all(part in done.stderr for part in ("cannot use GPUs", "got:", "a CUDA build", "pip uninstall torch"))
+
+
+def test_a_gpu_machine_can_install_for_cpus(tmp_path):
+    done, asked = install(tmp_path, packages=["torch", "nvidia-cudnn-cu13"], gpu=True, accelerator="cpu")
+    assert done.returncode == 0
+    assert f"--index-url {CPU_INDEX} torch==2.13.0" in asked[0]
+
+
+def test_an_unknown_accelerator_is_refused_before_anything_is_installed(tmp_path):
+    done, asked = install(tmp_path, packages=["torch"], accelerator="tpu")
+    assert (done.returncode, asked) == (1, [])
+    assert "cuda | cpu" in done.stderr

@@ -72,7 +72,8 @@ def test_what_ships_is_what_the_docs_name():
         "partitioned", "superglue", "task_moe_learned", "token_moe",
     ]  # fmt: skip
     assert DS_CONFIGS == [
-        "zero0_fp32", "zero1_bf16", "zero1_fp32", "zero2_bf16", "zero2_fp16", "zero2_offload", "zero3_bf16",
+        "zero0_fp32", "zero1_bf16", "zero1_bf16_unequal", "zero1_fp32", "zero2_bf16", "zero2_fp16", "zero2_offload",
+        "zero3_bf16",
     ]  # fmt: skip
     recipes, files = (ROOT / "docs" / "recipes.md").read_text(), (ROOT / "ds_configs" / "README.md").read_text()
     assert all(f"| `{name}` |" in recipes for name in available())
@@ -103,7 +104,7 @@ def test_a_deepspeed_file_leaves_sizes_to_the_recipe_and_says_the_rest(name):
     assert [values[key] for key in sizes] == ["auto"] * 4
     assert "round_robin_gradients" not in values["zero_optimization"]
     if "bf16" in values:
-        assert values["data_types"] == {"grad_accum_dtype": "fp32"}
+        assert values["data_types"] == {"grad_accum_dtype": "bf16" if name == "zero1_bf16_unequal" else "fp32"}
 
 
 # Pairs that are refused on two ranks, by what the recipe is; everything else is supported.

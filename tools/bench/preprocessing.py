@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from distmoe.data.indexed.library import megatron_data
 from distmoe.data.indexed.preprocess import PreprocessJob, preprocess
 from distmoe.data.sources.documents import read_documents
+from distmoe.parallel.cores import usable_cores
 from distmoe.tokenization import load_tokenizer
 
 
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help=".txt files")
     parser.add_argument("--documents", type=int, default=100_000)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, len(os.sched_getaffinity(0))])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, usable_cores()])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

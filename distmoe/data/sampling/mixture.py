@@ -11,6 +11,11 @@ from distmoe.data.config import SamplingConfig
 from distmoe.errors import ConfigError
 
 
+def follows_sizes(config: SamplingConfig) -> bool:
+    """Whether :func:`mixture_weights` depends on the sizes, which only the data tells."""
+    return _exponent(config) != 0.0
+
+
 def mixture_weights(sizes: Sequence[int], config: SamplingConfig, *, names: Sequence[str]) -> list[float]:
     """Returns each task's share of the training examples, summing to 1.
 
@@ -26,8 +31,7 @@ def mixture_weights(sizes: Sequence[int], config: SamplingConfig, *, names: Sequ
     Raises:
         ConfigError: If a task is to be trained that does not exist.
     """
-    exponent = {"size_proportional": 1.0, "temperature": 1.0 / config.temperature}
-    raw = np.asarray(sizes, dtype=np.float64) ** exponent.get(config.strategy, 0.0)
+    raw = np.asarray(sizes, dtype=np.float64) ** _exponent(config)
     if config.tasks is not None:
         if unknown := set(config.tasks) - set(names):
             raise ConfigError(
@@ -38,6 +42,11 @@ def mixture_weights(sizes: Sequence[int], config: SamplingConfig, *, names: Sequ
             )
         raw *= [name in config.tasks for name in names]
     return [float(share) for share in raw / raw.sum()]
+
+
+def _exponent(config: SamplingConfig) -> float:
+    """Of a task's size, in its weight."""
+    return {"size_proportional": 1.0, "temperature": 1.0 / config.temperature}.get(config.strategy, 0.0)
 
 
 def draw_tasks(shares: Sequence[float], count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -18,17 +18,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from distmoe.data.example import TaskExample
 from distmoe.data.sources.base import REQUIRED_SPLITS, SPLITS, Split, TaskSource
 from distmoe.data.sources.rows import ColumnNames, read_examples
-from distmoe.data.sources.tables import SUFFIXES, read_rows
+from distmoe.data.sources.tables import SUFFIXES, Row, read_rows
 from distmoe.errors import ConfigError, DataError
 from distmoe.tasks import TaskSpec
 
 _TASK_FILE = "task.json"
+_SECOND_TEXT = "text_pair"
 
 
 class LocalSource(TaskSource):
@@ -88,8 +90,9 @@ class LocalSource(TaskSource):
 
     def examples(self, name: str, split: Split) -> list[TaskExample]:
         spec = self.spec(name)
-        columns = ColumnNames(text_pair="text_pair" if spec.pair else None)
-        return read_examples(read_rows(self._file(name, split)), spec=spec, split=split, columns=columns)
+        columns = ColumnNames(text_pair=_SECOND_TEXT if spec.pair else None)
+        rows = read_rows(self._file(name, split))
+        return read_examples(rows if spec.pair else _single_texts(rows, spec), spec=spec, split=split, columns=columns)
 
     def fingerprint(self, name: str, split: Split) -> str:
         with self._file(name, split).open("rb") as file:
@@ -124,6 +127,27 @@ class LocalSource(TaskSource):
         for split in REQUIRED_SPLITS:
             if _split_file(folder, split) is None:
                 raise _missing_split(folder, spec.name, split)
+
+
+def _single_texts(rows: Iterable[Row], spec: TaskSpec) -> Iterator[Row]:
+    """The rows of a task of one text; a second text, which the task would not read, is refused."""
+    for where, row in rows:
+        second = row.get(_SECOND_TEXT)
+        if second:
+            raise DataError(
+                f"task {spec.name!r}, {where}: a second text in a task of one text",
+                got=f"{_SECOND_TEXT}={second!r}"[:80],
+                expected=f"no {_SECOND_TEXT!r}, or an empty one, in a task of type {spec.kind}",
+                remedy=_second_text_remedy(spec),
+            )
+        yield where, row
+
+
+def _second_text_remedy(spec: TaskSpec) -> str:
+    if spec.predicts_tokens:
+        return f"join both texts under 'text', or remove {_SECOND_TEXT!r}"
+    pair = "write" if spec.is_regression else 'write "type": "pair_classification", or'
+    return f'{pair} "pair": true in {_TASK_FILE}, or remove {_SECOND_TEXT!r} from the rows'
 
 
 def _missing_split(folder: Path, name: str, split: Split) -> DataError:

@@ -81,8 +81,7 @@ def _sections(history: RunHistory, folder: Path) -> list[str]:
         parts.append(
             html.section(
                 "Structural learning",
-                "Similarity (unbiased CKA) of task groups at each phase; a frame marks a merge that was kept. A trial "
-                "compares validation errors of a merge's tasks with those without it and with those before.",
+                structure.explanation(history),
                 structure.merge_table(history),
                 image("similarity", structure.similarity_maps, "similarity of task groups by phase and layer"),
             )

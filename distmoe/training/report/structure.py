@@ -13,7 +13,28 @@ from distmoe.training.report import html
 from distmoe.training.report.history import Record, RunHistory
 from distmoe.training.report.style import Theme, dress, grid_shape, new_figure
 
+# What structure.learn.similarity measures.
+_MEANING = {
+    "transfer": "how well the layers of one task serve the labels of another, relative to other pairs",
+    "answers": "how well what a task's head makes of its layers serves the labels of another, relative to other pairs",
+    "cka": "unbiased linear CKA of their features",
+}
 _NUMBERED = 16  # members up to which a cell shows its number
+
+
+def explanation(history: RunHistory) -> str:
+    """What the section shows, for the similarity and the trial of this run."""
+    learn = history.config.get("structure", {}).get("learn") or {}
+    similarity = learn.get("similarity")
+    meaning = f" ({similarity}: {_MEANING[similarity]})" if similarity in _MEANING else ""
+    if learn.get("trial_steps") == 0:
+        trial = "There was no trial: every proposal was kept, and the errors of the table were not measured."
+    else:
+        trial = (
+            "A trial compares validation errors of a merge's tasks with those without the merge, and, for a merge of "
+            "all candidates, with those of the proposed task groups; errors before the trial decide nothing."
+        )
+    return f"Similarity of task groups at each phase{meaning}; a frame marks a merge that was kept. {trial}"
 
 
 def similarity_maps(history: RunHistory, theme: Theme) -> Figure:

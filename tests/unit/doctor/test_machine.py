@@ -28,6 +28,23 @@ def test_fewer_gpus_than_ranks_is_a_problem_and_more_a_warning(monkeypatch):
     assert [machine.check_devices(4, visible).verdict for visible in (4, 2, 8, 0)] == ["ok", "problem", "warning", "ok"]
 
 
+def test_cores_are_counted_where_python_has_no_sched_getaffinity(monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    assert machine.check_devices(2, 0).detail == "CPU, 6 cores for 2 ranks"
+
+
+def test_gpus_of_slurm_that_torch_does_not_see_are_a_problem(monkeypatch):
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    found = machine.check_devices(8, 0)
+    assert (found.verdict, found.detail) == ("problem", "torch sees no GPU, Slurm gave SLURM_GPUS_ON_NODE=8")
+    assert "DS_ACCELERATOR=cpu" in found.remedy
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert machine.check_devices(8, 0).verdict == "ok"
+
+
 @pytest.mark.parametrize(
     ("environ", "verdict"),
     [

@@ -23,6 +23,7 @@ def settings(source: Any, *, device_type: str = "cpu", **optimizer: Any) -> Deep
 
 
 SHIPPED = sorted(CONFIG_FOLDER.glob("*.json"))
+UNEQUAL = "zero1_bf16_unequal"  # DeepSpeed trains unequal numbers of expert copies only so
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -39,7 +40,7 @@ def test_traps_9_and_10_clipping_and_accumulation_type_are_always_written(path: 
     found = settings(path, gradient_clipping=0.25)
     assert found.values["gradient_clipping"] == 0.25
     assert found.values["data_types"]["grad_accum_dtype"] == found.accumulation_dtype
-    assert found.precision != "bf16" or found.accumulation_dtype == "fp32"
+    assert found.precision != "bf16" or found.accumulation_dtype == ("bf16" if path.stem == UNEQUAL else "fp32")
 
 
 def test_auto_is_zero1_in_bf16_on_a_gpu_and_fp32_on_a_cpu() -> None:

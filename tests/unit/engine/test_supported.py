@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import pytest
 
 from distmoe.engine.config import OptimizerConfig
 from distmoe.engine.ds_config import DeepSpeedSettings, resolve
-from distmoe.engine.supported import TABLE, Combination, check, combination, lookup, markdown
+from distmoe.engine.supported import TABLE, Combination, check, check_any_mixture, combination, lookup, markdown
 from distmoe.errors import ConfigError
-from distmoe.parallel.placement import HostClass, Placement, Span
+from distmoe.parallel.placement import HostClass, Placement, Span, place
+from distmoe.tasks import TaskGrouping
 
 DOCS = Path(__file__).parents[3] / "docs" / "deepspeed.md"
 
@@ -73,7 +75,7 @@ BF16 = {"bf16": {"enabled": True}}
         (routed(0, [(4, 1)]), "norm without the experts", "zero1_fp32"),
         (routed(2, [(2, 1), (2, 1)]), "ZeRO-2 reduces in the order of the backward pass", "colocated"),
         (routed(3, [(2, 1), (2, 1)]), "not proven exact under ZeRO-3", "colocated"),
-        (routed(1, [(3, 1), (1, 1)], **BF16), "no process group for the norm", "grad_accum_dtype"),
+        (routed(1, [(3, 1), (1, 1)], **BF16), "no process group for the norm", "zero1_bf16_unequal"),
         (
             routed(1, [(2, 2), (2, 1)], zero_optimization={"stage": 1, "overlap_comm": True}),
             "unequal expert sizes",
@@ -134,6 +136,39 @@ def test_what_only_equal_spans_allow_is_refused_where_spans_may_change() -> None
         check(settings(1, **BF16), **equal, spans_may_change=True)
     check(settings(1), **equal, spans_may_change=True)
     check(settings(1, **BF16), placement=placement((4, 3)), num_ranks=4, routed=True, spans_may_change=True)
+
+
+TREE = TaskGrouping.from_partitions(4, [[[0, 1, 2], [3]], [[0], [1], [2], [3]]])
+FLAT = TaskGrouping.one_per_task(4, 1)
+
+
+def refused(make: Any) -> bool:
+    try:
+        make()
+    except ConfigError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("num_blocks", range(1, 10))
+@pytest.mark.parametrize("grouping", [TREE, FLAT, TaskGrouping.one_per_task(3, 1)])
+@pytest.mark.parametrize("values", [BF16, {"zero_optimization": {"stage": 1, "overlap_comm": True}}])
+def test_what_is_refused_before_the_mixture_is_known_is_refused_with_every_mixture(
+    grouping: TaskGrouping, num_blocks: int, values: dict[str, Any]
+) -> None:
+    """Oracle: every mixture of small whole numbers, placed and looked up."""
+    chosen = settings(1, **values)
+
+    def with_weights(weights: Sequence[float]) -> bool:
+        placed = place(grouping, weights, num_ranks=num_blocks, ep_size=1, mode="partitioned")
+        return refused(lambda: check(chosen, placement=placed, num_ranks=num_blocks, routed=True))
+
+    mixtures = product((1, 2, 3), repeat=grouping.num_tasks)
+    early = refused(lambda: check_any_mixture(chosen, grouping=grouping, num_blocks=num_blocks, num_ranks=num_blocks))
+    always = all(with_weights(weights) for weights in mixtures)
+    assert always or not early
+    if grouping.num_layers == 1:
+        assert early == always
 
 
 def test_refused_rows_have_remedies_and_the_last_row_catches_everything() -> None:

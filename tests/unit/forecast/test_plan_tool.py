@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from distmoe.engine import ds_config
+from distmoe.recipes.loader import resolve
+from distmoe.train import parser as train_parser
 from tests.unit.forecast.samples import TINY
 
 _PATH = Path(__file__).parents[3] / "tools" / "plan.py"
@@ -19,8 +22,8 @@ def plan():
     return module
 
 
-def test_the_plan_names_every_part(plan, capsys):
-    assert plan.main(["--recipe", "partitioned", "--gpus_per_node", "4", *TINY]) == 0
+def test_the_plan_names_every_part(plan, capsys, tmp_path):
+    assert plan.main(["--recipe", "partitioned", "--gpus_per_node", "4", "--out", str(tmp_path), *TINY]) == 0
     out = capsys.readouterr().out
     for part in (
         "parameters:", "placement: partitioned", "ranks 0-1", "memory of the fullest rank", "global", "step: predicted",
@@ -29,8 +32,9 @@ def test_the_plan_names_every_part(plan, capsys):
         assert part in out, part
 
 
-def test_the_plan_of_tensor_ranks_tells_their_collectives_apart(plan, capsys):
-    assert plan.main(["--gpus_per_node", "4", *TINY, "parallel.tensor=2", "parallel.sequence=true"]) == 0
+def test_the_plan_of_tensor_ranks_tells_their_collectives_apart(plan, capsys, tmp_path):
+    sliced = ("parallel.tensor=2", "parallel.sequence=true")
+    assert plan.main(["--gpus_per_node", "4", "--out", str(tmp_path), *TINY, *sliced]) == 0
     out = capsys.readouterr().out
     for part in ("1 nodes x 4 h100", "below are the 2 data ranks", "all-gathers, 5 reduce-scatters", "tensor 0."):
         assert part in out, part
@@ -55,6 +59,33 @@ def test_json_says_what_the_text_says(plan, capsys):
     assert found["plan"]["traffic"]["messages_between"] == 0 < found["global_traffic"]["messages_between"]
     assert (found["cluster"]["data_ranks"], found["cluster"]["accelerator"]["name"]) == (8, "h100")
     assert found["arrangements"]["feasible"] > len(found["best"]) == 5
+
+
+def test_each_arrangement_can_be_typed_and_bf16_sums_are_marked(plan, capsys, tmp_path):
+    batches = ["data.micro_batch_size=4", "data.batch_size=64"]  # two micro-batches on each of eight ranks
+    where = ["--out", str(tmp_path), "--top", "100"]
+    assert plan.main([*where, "--gpu_memory", "40", *TINY, *batches]) == 0
+    out = capsys.readouterr().out
+    assert "40 GiB each" in out
+    _, *rows = out[out.index("best of") :].splitlines()
+    assert len(rows) > 5
+    seen = set()
+    for row in rows:
+        typed, _, mark = row.split("GiB  ")[1].partition("  (")
+        option, file, *overrides = typed.split()
+        given = train_parser().parse_args([option, file, *overrides])
+        config = resolve("demo", [*TINY, *batches, *given.overrides, f"parallel.deepspeed={given.deepspeed_config}"])
+        settings = ds_config.resolve(
+            config.parallel.deepspeed, optimizer=config.optimizer, micro_batch_size=4, accumulation_steps=2,
+            num_ranks=8, device_type="cuda",
+        )  # fmt: skip
+        assert settings.rounds_sums == ("2 micro-batches in bf16" in mark)
+        assert settings.stage == int(Path(file).stem[4])
+        seen.add(file)
+    assert {"zero1_bf16", "zero1_bf16_unequal"} < seen
+    written = tmp_path / "zero2_bf16_bucket500000000.json"
+    assert str(written) in seen
+    assert json.loads(written.read_text())["zero_optimization"]["stage"] == 2
 
 
 def test_an_impossible_plan_is_refused_in_four_parts(plan, capsys):

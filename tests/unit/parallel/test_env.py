@@ -120,6 +120,28 @@ def test_without_a_gpu_the_device_is_the_cpu(monkeypatch: pytest.MonkeyPatch) ->
     assert device(RankEnv(0, 1, 0, 1)) == torch.device("cpu")
 
 
+@pytest.mark.parametrize("variable", ["SLURM_GPUS_ON_NODE=8", "SLURM_STEP_GPUS=0", "SLURM_JOB_GPUS=0,1"])
+@pytest.mark.parametrize(("cuda", "remedy"), [(None, "ACCELERATOR=cuda make install"), ("12.8", "nvidia-smi")])
+def test_gpus_of_slurm_that_torch_does_not_see_are_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, cuda: str | None, remedy: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setenv(*variable.split("="))
+    with pytest.raises(ParallelError, match=rf"torch sees none(?s:.*)got: +{variable}, (?s:.*){remedy}"):
+        device(RankEnv(0, 1, 0, 1))
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert device(RankEnv(0, 1, 0, 1)) == torch.device("cpu")
+
+
+def test_a_slurm_job_without_gpus_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "0")
+    assert device(RankEnv(0, 1, 0, 1)) == torch.device("cpu")
+
+
 def test_each_local_rank_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     _pretend_gpus(monkeypatch, 4)
     assert device(RankEnv(7, 8, 3, 4)) == torch.device("cuda", 3)
@@ -152,6 +174,17 @@ def test_ranks_share_the_cores_of_their_machine(monkeypatch: pytest.MonkeyPatch)
     share_cores(RankEnv(0, 4, 0, 4))
     share_cores(RankEnv(0, 16, 0, 16))
     assert given == [2, 1]
+
+
+def test_where_the_system_does_not_say_all_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS, whose Python has no ``os.sched_getaffinity``."""
+    given: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    share_cores(RankEnv(0, 2, 0, 2))
+    assert given == [3]
 
 
 def test_a_number_of_threads_set_by_the_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,3 +89,9 @@ def test_a_wrong_arm_is_refused_before_any_run(study, capsys):
 def test_a_dry_run_prints_commands(study, capsys):
     assert study("--seeds", "1", "--arms", "D", "--dry-run") == (0, [])
     assert "train.py --recipe dense optimizer.lr=1e-4 run.seed=0" in capsys.readouterr().out
+
+
+def test_the_arms_of_a_study_are_listed_with_titles_and_recipes(study, capsys):
+    assert study("--list-arms") == (0, [])
+    assert capsys.readouterr().out == "K  longer (dense)\nC  control (dense)\nD  slower (dense)\n"
+    assert not study.out.exists()

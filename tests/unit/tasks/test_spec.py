@@ -45,6 +45,7 @@ def test_a_pair_classification_has_two_texts_without_saying_so():
         ({"kind": "regression", "labels": ()}, r"metric for classes[\s\S]*pearson \| spearman"),
         ({"kind": "generation"}, "generation with class labels"),
         ({"kind": "generation", "labels": ()}, r"metric for other tasks[\s\S]*token_accuracy \| inverse_perplexity"),
+        ({"kind": "generation", "labels": (), "metric": "bleu", "pair": True}, r"predicts tokens from one text"),
         ({"metric": "f1", "positive_label": 5}, r"counts as positive[\s\S]*positive_label 5, 2 labels[\s\S]*0 to 1"),
         ({"metric": "token_accuracy"}, r"metric for numbers[\s\S]*accuracy \| f1"),
     ],

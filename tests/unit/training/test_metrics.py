@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from distmoe.tasks import TaskSpec
+from distmoe.tasks.spec import _CLASS_METRICS, _REGRESSION_METRICS
 from distmoe.training.metrics import macro, relative_errors, score
 
 
@@ -33,6 +34,17 @@ PREDICTED, TRUE = points(1, 1, 0, 0, 1), points(1, 0, 0, 1, 1)
 )
 def test_hand_worked_confusion_table(metric: str, value: float) -> None:
     assert score(spec(metric), PREDICTED, TRUE) == pytest.approx(value)
+
+
+def test_a_metric_without_a_formula_is_refused_and_not_taken_for_another() -> None:
+    of_texts = TaskSpec(name="t", kind="generation", metric="bleu")
+    with pytest.raises(NotImplementedError, match="metric bleu of task t"):
+        score(of_texts, PREDICTED, TRUE)
+
+
+@pytest.mark.parametrize("metric", [*_CLASS_METRICS, *_REGRESSION_METRICS])
+def test_every_metric_of_classes_and_numbers_has_a_formula(metric: str) -> None:
+    assert score(spec(metric), TRUE, TRUE) == pytest.approx(1.0)
 
 
 def test_f1_is_of_the_positive_label() -> None:

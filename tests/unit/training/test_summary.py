@@ -68,6 +68,13 @@ def test_start_up_lines_name_tasks_truncation_groups_placement_and_deepspeed() -
     assert facts.to_json()["grouping"]["layers"] == [[[0, 2], [1]], [[0, 2], [1]]]
     assert facts.to_json()["num_ranks"] == 2
 
+    assert "added up in bf16" not in text
+
+    rounded = replace(facts, settings=replace(settings, precision="bf16", accumulation_dtype="bf16"))
+    assert "warning: 4 micro-batches are added up in bf16" in "\n".join(rounded.lines(config, device="cuda"))
+    once = replace(facts, settings=replace(rounded.settings, accumulation_steps=1))
+    assert "added up in bf16" not in "\n".join(once.lines(config, device="cuda"))
+
     cut = replace(facts, tensor=4)
     text = "\n".join(cut.lines(config, device="cpu"))
     assert "partitioned, 2 data ranks in 2 blocks of 1" in text

@@ -30,6 +30,11 @@ def test_rouge_takes_the_best_reference():
     assert score_texts(spec("rouge_l"), ANSWERS, REFERENCES) == pytest.approx((first + second) / 2)
 
 
+def test_a_metric_without_a_formula_is_refused_and_not_taken_for_another():
+    with pytest.raises(NotImplementedError, match="metric token_accuracy of task task"):
+        score_texts(spec("token_accuracy"), ANSWERS, REFERENCES)
+
+
 def test_exact_match_ignores_white_space_only():
     answers = [" a  b\n", "A b", "c"]
     assert score_texts(spec("exact_match"), answers, [("a b",), ("a b",), ("b", "c")]) == pytest.approx(2 / 3)

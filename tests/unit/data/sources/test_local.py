@@ -146,6 +146,23 @@ def test_bad_rows_are_refused_with_file_and_line(task, tmp_path, content, messag
         LocalSource(str(tmp_path)).examples("mood", "train")
 
 
+@pytest.mark.parametrize(
+    ("spec", "row", "remedy"),
+    [
+        (SPEC, {"label": 1}, r'"type": "pair_classification", or "pair": true in task\.json'),
+        ({"type": "regression", "metric": "pearson"}, {"label": 0.5}, r'write "pair": true in task\.json'),
+        ({"type": "generation", "metric": "bleu"}, {"target": "c"}, r"join both texts under 'text'"),
+    ],
+)
+def test_a_second_text_that_the_task_would_not_read_is_refused(task, tmp_path, spec, row, remedy):
+    first, second = {"text": "a", "text_pair": "", **row}, {"text": "a", "text_pair": "b", **row}
+    task(spec=spec, train=jsonl([first]), validation=jsonl([first, second]))
+    source = LocalSource(str(tmp_path))
+    assert [one.text_pair for one in source.examples("mood", "train")] == [None]
+    with pytest.raises(DataError, match=rf"validation\.jsonl:2: a second text[\s\S]*text_pair='b'[\s\S]*{remedy}"):
+        source.examples("mood", "validation")
+
+
 def test_a_csv_row_with_another_number_of_fields_is_refused(task, tmp_path):
     task(train=None, train__csv="text,label\nfine,1\na, b,0\n")
     with pytest.raises(

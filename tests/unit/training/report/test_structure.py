@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+import yaml
+
 from distmoe.training.report import draw_report, read_history
+from distmoe.training.report.structure import explanation
 from tests.unit.training.synthetic_run import train_line, write_run
 
 APART = [[task] for task in range(6)]
@@ -65,6 +69,7 @@ def test_the_page_shows_merges_and_similarities(tmp_path: Path) -> None:
     page = draw_report(learned_run(tmp_path / "run"))
     text = page.read_text()
     assert "Structural learning" in text
+    assert "Similarity of task groups at each phase; a frame" in text
     assert "sst2 + stsb" in text
     assert "+1.0 ± 0.4" in text
     assert "-1.0 ± 0.3" in text
@@ -74,6 +79,24 @@ def test_the_page_shows_merges_and_similarities(tmp_path: Path) -> None:
     assert "not finite" in text
     assert "5,000 → 4,000" in text
     assert (page.parent / "similarity.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("learn", "said", "unsaid"),
+    [
+        ({"similarity": "cka", "trial_steps": 100}, ["(cka: unbiased linear CKA", "without the merge"], "no trial"),
+        ({"similarity": "transfer", "trial_steps": 50}, ["(transfer: how well the layers", "decide nothing"], "CKA"),
+        ({"similarity": "answers", "trial_steps": 0}, ["(answers: how well what", "no trial: every"], "compares"),
+    ],
+)
+def test_the_page_explains_the_similarity_and_the_trial_of_its_run(
+    tmp_path: Path, learn: dict, said: list[str], unsaid: str
+) -> None:
+    run = learned_run(tmp_path / "run")
+    (run / "config.yaml").write_text(yaml.safe_dump({"run": {"name": "run"}, "structure": {"learn": learn}}))
+    told = explanation(read_history(run))
+    assert all(one in told for one in said)
+    assert unsaid not in told
 
 
 def test_a_run_without_structural_learning_has_no_such_section(tmp_path: Path) -> None:
