@@ -1,7 +1,8 @@
 """Entry point: ``deepspeed --num_gpus 8 distmoe/train.py --recipe demo section.key=value ...``.
 
-Also ``python distmoe/train.py`` (one process) and ``srun --ntasks-per-node=G python distmoe/train.py``. A wrong value
-is refused before the first step, in four lines, with exit code 2.
+Also ``python distmoe/train.py`` (one process), ``sbatch slurm/train.sbatch``, and ``srun --ntasks-per-node=G python
+distmoe/train.py`` where MASTER_ADDR and MASTER_PORT are exported. A wrong value is refused before the first step,
+in four lines, with exit code 2.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class ParallelConfig(Section):
         1,
         gt=0,
         description="Neighbouring ranks that share every dense matrix (tensor parallelism); they see the same batch, "
-        "experts are whole on each. Divides the ranks; keep it inside a node. Needs megatron-core: distmoe[lm].",
+        "experts are whole on each. Divides the ranks; keep it inside a node. Needs megatron-core: the extra lm.",
     )
     sequence: bool = Field(
         False,

@@ -51,7 +51,7 @@ def megatron_tensor() -> MegatronTensor:
             "tensor parallelism needs megatron-core",
             got=f"parallel.tensor above 1, and {type(failure).__name__}: {failure}",
             expected="megatron-core 0.16 in this environment",
-            remedy="pip install 'distmoe[lm]' (or pip install 'megatron-core>=0.16.1,<0.17'), or set parallel.tensor=1",
+            remedy='in the folder of distmoe: pip install -e ".[lm]", or set parallel.tensor=1',
         ) from failure
     return MegatronTensor(
         parallel_state,

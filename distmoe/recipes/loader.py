@@ -7,7 +7,7 @@ starts from (a shipped name, or a path relative to the file that says so)::
     run: {name: nlu_dense}
     model: {moe: null}        # null switches a section off; mappings are merged key by key
 
-``resolve("nlu_dense", ["data.root=../shared/data"])`` gives the checked ``RunConfig`` of a command line.
+``resolve("nlu_dense", ["data.root=DATA"])`` gives the checked ``RunConfig`` of a command line.
 """
 
 from __future__ import annotations

@@ -256,7 +256,8 @@ def _check_folders(config: RunConfig) -> None:
             "model.pretrained is not a Hugging Face model folder",
             got=pretrained,
             expected="a folder with config.json and the weights",
-            remedy="correct model.pretrained, or remove it to train from scratch",
+            remedy="download one, for example `hf download google-bert/bert-base-uncased --local-dir bert-base`, and "
+            "set model.pretrained=bert-base; or remove the key to train from scratch",
         )
     if config.tasks.source == "local" and root is not None and not Path(root).is_dir():
         raise ConfigError(

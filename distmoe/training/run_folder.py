@@ -163,7 +163,9 @@ def _refuse_other_config(saved: Mapping[str, Any], config: RunConfig, path: Path
             f"the run folder {path} holds a run with another configuration",
             got=", ".join(f"{key}={new}" for key, _, new in shown) + more,
             expected=", ".join(f"{key}={old}" for key, old, _ in shown) + more,
-            remedy="name a new run (run.name=...), or start over with --resume never, which moves the old folder aside",
+            remedy="name a new run (run.name=...), which may go on from this one after a change of schedule or "
+            f"optimizer (--resume {path / 'checkpoints' / 'step_N'}); or start over with --resume never, which "
+            "moves the old folder aside",
         )
 
 

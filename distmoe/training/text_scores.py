@@ -105,5 +105,5 @@ def _library(name: str, metric: str) -> Any:
             f"metric {metric} needs {name.split('.')[0]}",
             got=f"{type(failure).__name__}: {failure}",
             expected=f"{name.split('.')[0].replace('_', '-')} in this environment",
-            remedy="pip install 'distmoe[lm]'",
+            remedy='in the folder of distmoe: pip install -e ".[lm]"',
         ) from failure

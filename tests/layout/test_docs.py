@@ -12,7 +12,7 @@ from distmoe.data.sources.suite import SuiteSource
 from distmoe.recipes import resolve
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "ds_configs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "ds_configs").glob("*.md")])
 
 
 def anchors(page: Path) -> set[str]:

@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 DS_CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
 FOLDERS = ["data.root=.", "model.pretrained=folder"]
 OVERRIDES = {
-    "nlu": ["data.root=."], "nlu_dense": ["data.root=."], "mtsl_nlu": ["data.root=."], "ca_mtl": FOLDERS,
-    "ca_mtl_moe": FOLDERS,
+    "nlu": ["data.root=."], "nlu_dense": ["data.root=."], "mtsl_nlu": ["data.root=."], "own_tasks": ["data.root=."],
+    "ca_mtl": FOLDERS, "ca_mtl_moe": FOLDERS,
 }  # fmt: skip
 
 TASKS = TaskSet(
@@ -69,7 +69,7 @@ def test_what_ships_is_what_the_docs_name():
     assert available() == [
         "add_task", "add_task_frozen", "ca_mtl", "ca_mtl_demo", "ca_mtl_moe", "ca_mtl_moe_demo",
         "demo", "dense", "gen_tasks", "glue", "lm", "lm_corpora", "lm_dense", "mtsl", "mtsl_nlu", "nlu", "nlu_dense",
-        "partitioned", "superglue", "task_moe_learned", "token_moe",
+        "own_tasks", "partitioned", "superglue", "task_moe_learned", "token_moe",
     ]  # fmt: skip
     assert DS_CONFIGS == [
         "zero0_fp32", "zero1_bf16", "zero1_bf16_unequal", "zero1_fp32", "zero2_bf16", "zero2_fp16", "zero2_offload",

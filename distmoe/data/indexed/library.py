@@ -42,7 +42,7 @@ def megatron_data() -> MegatronData:
             "language models and indexed data sets need megatron-core",
             got=f"{type(failure).__name__}: {failure}",
             expected="megatron-core 0.16 in this environment",
-            remedy="pip install 'distmoe[lm]' (or pip install 'megatron-core>=0.16.1,<0.17')",
+            remedy='in the folder of distmoe: pip install -e ".[lm]"',
         ) from failure
     # It warns that nothing is cached: here indices are computed in memory on purpose, by every rank alike.
     logging.getLogger("megatron.core.datasets").setLevel(logging.ERROR)

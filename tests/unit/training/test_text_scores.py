@@ -63,5 +63,5 @@ def test_equal_final_numbers_may_be_written_otherwise():
 def test_a_missing_library_is_named_before_training(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     require_scorers(TaskSet((spec("exact_match"),)))
-    with pytest.raises(ConfigError, match=r"metric bleu needs sacrebleu[\s\S]*pip install 'distmoe\[lm\]'"):
+    with pytest.raises(ConfigError, match=r'metric bleu needs sacrebleu[\s\S]*pip install -e "\.\[lm\]"'):
         require_scorers(TaskSet((spec("bleu"),)))

@@ -146,5 +146,5 @@ def test_a_damaged_description_is_refused(tmp_path):
 
 def test_without_megatron_core_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "megatron.core.datasets.gpt_dataset", None)
-    with pytest.raises(ConfigError, match=r"need megatron-core[\s\S]*pip install 'distmoe\[lm\]'"):
+    with pytest.raises(ConfigError, match=r'need megatron-core[\s\S]*pip install -e "\.\[lm\]"'):
         megatron_data()
