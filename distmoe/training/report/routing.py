@@ -33,7 +33,7 @@ def heat_maps(history: RunHistory, theme: Theme) -> Figure:
         if index % columns:
             axes.set_yticklabels([])
     bar = figure.colorbar(image, ax=figure.axes, shrink=0.8, aspect=30, pad=0.01)
-    bar.set_label("share of the task's tokens, last 10 log lines", fontsize=8, color=theme.muted)
+    bar.set_label("share of the task's tokens,\nlast 10 log lines", fontsize=8, color=theme.muted)
     bar.ax.tick_params(colors=theme.muted, labelsize=7.5, length=0)
     bar.outline.set_visible(False)  # type: ignore[operator]
     return figure
