@@ -137,6 +137,14 @@ def claim(folder: RunFolder, config: RunConfig, *, step: int, resume: str) -> No
     (folder.path / RESULT_FILE).unlink(missing_ok=True)
 
 
+def is_result_of(path: Path, config: RunConfig) -> bool:
+    """Whether a run with this very configuration has ended in the folder, which may have been moved since."""
+    saved = _read_config(path)
+    if saved is None or not (path / RESULT_FILE).is_file():
+        return False
+    return _without_places(_completed(saved)) == _without_places(config.model_dump(mode="json"))
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     _write(path, json.dumps(value, indent=1) + "\n")
 
@@ -186,6 +194,14 @@ def _completed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
         return build(RunConfig, saved).model_dump(mode="json")
     except ConfigError:  # a key that this version does not know any more is a difference to be shown
         return saved
+
+
+def _without_places(values: Mapping[str, Any]) -> dict[str, Any]:
+    places = {"run": ("output_dir",), "data": ("cache_dir",)}
+    return {
+        name: {key: value for key, value in section.items() if key not in places[name]} if name in places else section
+        for name, section in values.items()
+    }
 
 
 def _read_config(path: Path) -> Mapping[str, Any] | None:

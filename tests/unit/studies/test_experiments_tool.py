@@ -86,6 +86,14 @@ def test_a_wrong_arm_is_refused_before_any_run(study, capsys):
     assert study("--in-process", "--ranks", "2") == (2, [])
 
 
-def test_a_dry_run_prints_commands(study, capsys):
-    assert study("--seeds", "1", "--arms", "D", "--dry-run") == (0, [])
-    assert "train.py --recipe dense optimizer.lr=1e-4 run.seed=0" in capsys.readouterr().out
+def test_arms_with_other_settings_do_not_get_into_the_same_study(study, capsys):
+    assert study("--seeds", "1", "--arms", "C", "schedule.num_steps=10") == (0, ["C-0"])
+    assert study("--seeds", "1", "--arms", "D", "--recipe", "demo", "schedule.num_steps=20") == (2, [])
+    assert "choose another --out" in capsys.readouterr().err
+    assert study("--table") == (0, [])
+    assert study("--seeds", "1", "--arms", "D", "schedule.num_steps=10") == (0, ["D-0"])
+
+
+def test_a_dry_run_prints_commands_that_a_shell_reads(study, capsys):
+    assert study("--seeds", "1", "--arms", "D", "--dry-run", "tasks.names=[a, b]") == (0, [])
+    assert "train.py --recipe dense 'tasks.names=[a, b]' optimizer.lr=1e-4 run.seed=0" in capsys.readouterr().out
