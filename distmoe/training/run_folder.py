@@ -137,6 +137,23 @@ def claim(folder: RunFolder, config: RunConfig, *, step: int, resume: str) -> No
     (folder.path / RESULT_FILE).unlink(missing_ok=True)
 
 
+def refuse_ended(folder: RunFolder, config: RunConfig, *, step: int) -> None:
+    """Refuses a start from a checkpoint of another run behind the end of the schedule: nothing would be trained.
+
+    The own run may have its scores to write yet.
+
+    Raises:
+        ConfigError: Naming the checkpoint's step and the schedule's.
+    """
+    if folder.resume_from is not None and not folder.goes_on and step >= config.schedule.num_steps:
+        raise ConfigError(
+            f"nothing is left to train behind {folder.resume_from}",
+            got=f"a checkpoint of step {step}, schedule.num_steps={config.schedule.num_steps}",
+            expected=f"schedule.num_steps above {step}",
+            remedy="raise schedule.num_steps, or resume from an earlier checkpoint; tools/evaluate.py scores one",
+        )
+
+
 def is_result_of(path: Path, config: RunConfig) -> bool:
     """Whether a run with this very configuration has ended in the folder, which may have been moved since."""
     saved = _read_config(path)
