@@ -6,7 +6,7 @@ Everything else is refused before anything is built, with the reason and the rem
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distmoe.engine.ds_config import DeepSpeedSettings
 from distmoe.errors import ConfigError
@@ -266,10 +266,10 @@ def check(
     )
     row = lookup(case)
     if not row.supported:
-        given = [] if row.stages is not None else [f"ZeRO-{case.stage}", case.precision]
+        own = replace(row, stages=(case.stage,), precisions=(case.precision,))
         raise ConfigError(
             f"{settings.source}: this combination is refused: {row.note}",
-            got=", ".join(filter(None, [*given, row.conditions()])),
+            got=own.conditions(),
             expected="a supported row of docs/deepspeed.md",
             remedy=row.remedy,
         )
