@@ -6,7 +6,7 @@ Everything else is refused before anything is built, with the reason and the rem
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from distmoe.engine.ds_config import DeepSpeedSettings
 from distmoe.errors import ConfigError
@@ -266,10 +266,10 @@ def check(
     )
     row = lookup(case)
     if not row.supported:
-        own = replace(row, stages=(case.stage,), precisions=(case.precision,))
+        given = [] if row.stages is not None else [f"ZeRO-{case.stage}", case.precision]
         raise ConfigError(
             f"{settings.source}: this combination is refused: {row.note}",
-            got=own.conditions(),
+            got=", ".join(filter(None, [*given, row.conditions()])),
             expected="a supported row of docs/deepspeed.md",
             remedy=row.remedy,
         )

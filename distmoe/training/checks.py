@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from distmoe.data.pool_loader import check_uncertainty
-from distmoe.data.sampling import check_sampled
 from distmoe.models.build import check_layers
 from distmoe.models.shape import ModelShape
 from distmoe.models.tensor_parallel import check_tensor
@@ -26,7 +25,6 @@ def check_agreement(
     Raises:
         DistmoeError: Naming what does not fit.
     """
-    check_sampled(config.data.sampling, tasks.names)
     check_positions(config, shape.max_positions)
     check_layers(config.model, shape, tasks)
     check_tensor(shape, config.parallel.tensor)

@@ -29,24 +29,15 @@ def mixture_weights(sizes: Sequence[int], config: SamplingConfig, *, names: Sequ
     exponent = {"size_proportional": 1.0, "temperature": 1.0 / config.temperature}
     raw = np.asarray(sizes, dtype=np.float64) ** exponent.get(config.strategy, 0.0)
     if config.tasks is not None:
-        check_sampled(config, names)
+        if unknown := set(config.tasks) - set(names):
+            raise ConfigError(
+                "data.sampling.tasks names tasks that the run does not have",
+                got=" | ".join(sorted(unknown)),
+                expected=" | ".join(names),
+                remedy="correct data.sampling.tasks, or set it to null to train all tasks",
+            )
         raw *= [name in config.tasks for name in names]
     return [float(share) for share in raw / raw.sum()]
-
-
-def check_sampled(config: SamplingConfig, names: Sequence[str]) -> None:
-    """Refuses ``data.sampling.tasks`` of which the run lacks one; it needs no data.
-
-    Raises:
-        ConfigError: Naming those that do not exist.
-    """
-    if unknown := set(config.tasks or ()) - set(names):
-        raise ConfigError(
-            "data.sampling.tasks names tasks that the run does not have",
-            got=" | ".join(sorted(unknown)),
-            expected=" | ".join(names),
-            remedy="correct data.sampling.tasks, or set it to null to train all tasks",
-        )
 
 
 def draw_tasks(shares: Sequence[float], count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

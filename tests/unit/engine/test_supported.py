@@ -117,11 +117,6 @@ def test_a_row_for_all_stages_is_refused_with_the_stage_that_was_asked_for() -> 
         check(settings(3), placement=placement((4, 1)), num_ranks=4, routed=True, tensor=2)
 
 
-def test_a_row_for_two_precisions_is_refused_with_the_one_that_was_asked_for() -> None:
-    with pytest.raises(ConfigError, match=r"got: +ZeRO-0, bf16\n"):
-        check(settings(0, **BF16), placement=placement((4, 1)), num_ranks=4, routed=False)
-
-
 def test_what_only_equal_spans_allow_is_refused_where_spans_may_change() -> None:
     """Two spans of two blocks now, perhaps of three and one after a merge; on one span nothing can become unequal."""
     equal = {"placement": placement((2, 1), (2, 1)), "num_ranks": 4, "routed": True}

@@ -57,8 +57,6 @@ def test_shapes_that_cannot_be_cut_are_not_forecast_either():
 def test_what_a_run_refuses_is_not_forecast():
     with pytest.raises(ConfigError, match=r"cannot be dealt[\s\S]*parallel.ep_size=8"):
         workload("parallel.ep_size=8")
-    with pytest.raises(ConfigError, match=r"data\.sampling\.tasks names tasks[\s\S]*nope"):
-        workload("data.sampling.tasks=[nope]")
     with pytest.raises(ConfigError, match=r"an answer may become longer[\s\S]*max_new_tokens=60"):
         workload(*DECODER, "run.max_new_tokens=60")
     with pytest.raises(ConfigError, match="structural learning has nothing to merge"):
