@@ -75,6 +75,11 @@ def test_arms_with_other_settings_do_not_get_into_the_same_study(study, capsys):
     assert study("--seeds", "1", "--arms", "D", "schedule.num_steps=10") == (0, ["D-0"])
 
 
+def test_printed_commands_are_quoted_as_a_shell_reads_them(study, capsys):
+    assert study("--seeds", "1", "--arms", "D", "--dry-run", "tasks.names=[a, b]") == (0, [])
+    assert "train.py --recipe dense 'tasks.names=[a, b]' optimizer.lr=1e-4 run.seed=0" in capsys.readouterr().out
+
+
 def test_equal_compute_is_taken_from_the_run_of_the_same_seed(study):
     study("--seeds", "1")
     assert study.steps["K-0"] == 5  # 192 forwards pay for one step of 64 examples
@@ -94,6 +99,6 @@ def test_a_wrong_arm_is_refused_before_any_run(study, capsys):
     assert study("--in-process", "--ranks", "2") == (2, [])
 
 
-def test_a_dry_run_prints_commands_that_a_shell_reads(study, capsys):
-    assert study("--seeds", "1", "--arms", "D", "--dry-run", "tasks.names=[a, b]") == (0, [])
-    assert "train.py --recipe dense 'tasks.names=[a, b]' optimizer.lr=1e-4 run.seed=0" in capsys.readouterr().out
+def test_a_dry_run_prints_commands(study, capsys):
+    assert study("--seeds", "1", "--arms", "D", "--dry-run") == (0, [])
+    assert "train.py --recipe dense optimizer.lr=1e-4 run.seed=0" in capsys.readouterr().out
