@@ -21,21 +21,23 @@ class Given:
 
     Attributes:
         recipe: Of every arm that names none.
-        overrides: Of the command line.
+        overrides: Of the command line, sorted; of two with one key the later.
     """
 
     recipe: str
     overrides: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
-        return " ".join([f"--recipe {self.recipe}", *self.overrides])
+    def beyond(self, other: Given) -> str:
+        """What the other one was not given."""
+        recipe = [] if self.recipe == other.recipe else [f"--recipe {self.recipe}"]
+        return " ".join([*recipe, *(one for one in self.overrides if one not in other.overrides)]) or "fewer settings"
 
     def to_json(self) -> dict[str, Any]:
         return {"recipe": self.recipe, "overrides": list(self.overrides)}
 
     @classmethod
     def of(cls, recipe: str, overrides: Sequence[str]) -> Given:
-        return cls(recipe, tuple(overrides))
+        return cls(recipe, tuple(sorted({one.partition("=")[0]: one for one in overrides}.values())))
 
 
 class Ledger:
@@ -78,8 +80,8 @@ class Ledger:
             if other != given:
                 raise ConfigError(
                     f"{self._path} holds runs that were given other settings: its arms could not be compared",
-                    got=str(given),
-                    expected=f"{other} (as arm {arm}, seed {seed})",
+                    got=given.beyond(other),
+                    expected=f"{other.beyond(given)} (as arm {arm}, seed {seed})",
                     remedy="choose another --out, or repeat the settings of the runs that are there",
                 )
 

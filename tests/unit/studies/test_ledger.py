@@ -36,10 +36,14 @@ def test_runs_that_were_given_different_things_are_never_mixed(tmp_path):
     Ledger(path, given).add(JOB, OUTCOME)
     assert Ledger(path, given).find(JOB)["tasks"] == {"t": 0.5}
     assert Ledger(path).records  # for a table, nothing is given
-    for other in (Given("token_moe", given.overrides), Given("demo"), Given("demo", ("optimizer.lr=1e-3",))):
-        with pytest.raises(ConfigError, match=f"(?s){path} holds runs.*arm D, seed 1.*choose another --out") as refused:
+    for other, got, expected in (
+        (Given("token_moe", given.overrides), "--recipe token_moe", "--recipe demo"),
+        (Given("demo"), "fewer settings", "optimizer.lr=1e-4"),
+        (Given.of("demo", ["optimizer.lr=1e-4", "optimizer.lr=1e-3"]), "optimizer.lr=1e-3", "optimizer.lr=1e-4"),
+    ):
+        with pytest.raises(ConfigError, match=r"holds runs[\s\S]*choose another --out") as no:
             Ledger(path, other)
-        assert refused.value.got == str(other)
+        assert (no.value.got, no.value.expected) == (got, f"{expected} (as arm D, seed 1)")
     path.write_text(json.dumps(record("D", 1, 0.5)) + "\n")  # an older ledger does not say
     assert Ledger(path, Given("any")).records
 
