@@ -1,19 +1,27 @@
 #!/usr/bin/env python3
-"""The results of a sweep as a table: ``python tools/collect.py runs sweep`` reads ``runs/sweep*/result.json``."""
+"""The results of a sweep as a table: ``python tools/collect.py runs sweep`` reads ``runs/sweep*/result.json``.
+
+Runs that were moved aside (``NAME.old-DATE-TIME``) do not count.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
+
+_MOVED_ASIDE = re.compile(r"\.old-\d{8}-\d{6}(-\d+)?$")  # see distmoe/training/run_folder.py
 
 
 def collect(parent: Path, prefix: str) -> list[str]:
     """One line per run in order of name, then mean and standard deviation of the best validation scores."""
     lines, scores = [f"{'run':24}{'step':>8}{'best':>10}{'test':>10}  ended"], []
     for file in sorted(parent.glob(f"{prefix}*/result.json")):
+        if _MOVED_ASIDE.search(file.parent.name):
+            continue
         result = json.loads(file.read_text(encoding="utf-8"))
         best, test = result["best"]["score"], (result.get("test") or {}).get("macro")
         lines.append(

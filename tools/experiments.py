@@ -13,6 +13,7 @@ what is missing and goes on with a run that was interrupted. See docs/experiment
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import sys
 import time
@@ -24,7 +25,7 @@ from distmoe.errors import ConfigError, DistmoeError
 from distmoe.studies.intervals import macro, worst
 from distmoe.studies.jobs import Job, job_of, order, paid_by
 from distmoe.studies.launch import command, side_by_side, train, train_here
-from distmoe.studies.ledger import Ledger, Record
+from distmoe.studies.ledger import Given, Ledger, Record
 from distmoe.studies.picture import draw_study
 from distmoe.studies.study import Study, available, load_study
 from distmoe.studies.table import study_lines
@@ -74,7 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     out = arguments.out or Path("runs/studies") / Path(arguments.study).stem
     arms = study.choose([name for name in arguments.arms.split(",") if name])
-    ledger = Ledger(out / "runs.jsonl")
+    given = Given.of(arguments.recipe or study.recipe, arguments.overrides)
+    ledger = Ledger(out / "runs.jsonl", None if arguments.table else given)
     if not arguments.table:
         train_all(study, arms, ledger, out, arguments)
     if arguments.dry_run:
@@ -104,7 +106,7 @@ def train_all(study: Study, arms: list[str], ledger: Ledger, out: Path, argument
     if arguments.dry_run:
         for planned in jobs.values():
             for overrides in planned.runs.values():
-                print(" ".join(command(planned.recipe, overrides, num_ranks=arguments.ranks)))
+                print(shlex.join(command(planned.recipe, overrides, num_ranks=arguments.ranks)))
         return
     # What another arm pays for is known, and compared, when that arm has ended.
     open_ones = [place for place in wanted if study.arms[place[0]].compute_of or ledger.find(jobs[place]) is None]
@@ -123,7 +125,7 @@ def train_all(study: Study, arms: list[str], ledger: Ledger, out: Path, argument
             record = ledger.add(planned, side_by_side(outcomes))
             trained += 1
             for name in planned.runs if not arguments.keep else ():
-                shutil.rmtree(out / "runs" / name / "checkpoints")
+                shutil.rmtree(out / "runs" / name / "checkpoints", ignore_errors=True)
         print(progress(record, number, len(open_ones), (time.monotonic() - began) / max(trained, 1)), flush=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -46,13 +46,15 @@ def readable(annotation: Any) -> str:
 
 def accepts(field: FieldInfo) -> str:
     """:func:`readable` of a key, with its bounds: ``integer > 0 | null``."""
+    words = readable(field.annotation)
+    return _bounded(words.removesuffix(_OR_NULL), field) + (_OR_NULL if words.endswith(_OR_NULL) else "")
+
+
+def _bounded(words: str, field: FieldInfo) -> str:
     bounds = [
         f"{sign} {getattr(bound, name)}" for bound in field.metadata for name, sign in _BOUNDS if hasattr(bound, name)
     ]
-    words = readable(field.annotation)
-    if not bounds:
-        return words
-    return f"{words.removesuffix(_OR_NULL)} {', '.join(bounds)}" + (_OR_NULL if words.endswith(_OR_NULL) else "")
+    return " ".join([words, ", ".join(bounds)]) if bounds else words
 
 
 def _one(annotation: Any, plural: int) -> str:
@@ -61,6 +63,8 @@ def _one(annotation: Any, plural: int) -> str:
         return (" or " if plural else " | ").join(str(choice) for choice in arguments)
     if origin in (Union, types.UnionType):
         return " or ".join(_one(member, plural) for member in arguments)
+    if origin is Annotated:
+        return _bounded(_one(arguments[0], plural), arguments[1])
     if origin is list:
         return f"{'lists' if plural else 'list'} of {_one(arguments[0], 1)}"
     if origin is dict:

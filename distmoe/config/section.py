@@ -23,7 +23,14 @@ from distmoe.errors import ConfigError
 class Section(BaseModel):
     """Base of all sections: unknown keys are refused, values are never coerced silently, instances are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        validate_default=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,  # YAML spells them .inf and .nan, and no key means anything with them
+    )
 
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -102,7 +109,7 @@ def _explain(section: type[Section], values: Mapping[str, Any], failure: Validat
     return ConfigError(
         f"key {key!r} has a value that does not fit{tail}",
         got=f"{got!r} ({type(got).__name__})",
-        expected=expected,
+        expected=f"{expected}, finite" if first["type"] == "finite_number" else expected,
         remedy=f"change {key} in the recipe or on the command line",
     )
 

@@ -1,7 +1,7 @@
 """What a run has used of its data: three numbers that are easily taken for each other, and what they cost.
 
 "Uses less data" can mean fewer distinct examples, fewer updates or less compute; a sampler that scores many candidates
-and trains on few lowers the first and raises the last.
+and trains on few lowers the first and raises the last. Arms of structural trials count, also where they were undone.
 """
 
 from __future__ import annotations

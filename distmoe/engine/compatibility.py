@@ -245,14 +245,18 @@ def as_data_parallel(engine: Any) -> Iterator[None]:
 
 
 def loss_scaler_state(optimizer: Any) -> dict[str, float]:
-    """The fp16 loss scaler's numbers; empty for other precisions."""
-    scaler = getattr(optimizer, "loss_scaler", None)
-    return {key: getattr(scaler, key) for key in _SCALER_FIELDS if hasattr(scaler, key)}
+    """The dynamic loss scaler's numbers; empty where the scale is constant, as in fp32 and bf16."""
+    if not getattr(optimizer, "dynamic_loss_scale", False):
+        return {}
+    return {key: getattr(optimizer.loss_scaler, key) for key in _SCALER_FIELDS if hasattr(optimizer.loss_scaler, key)}
 
 
 def set_loss_scaler_state(optimizer: Any, state: Mapping[str, float]) -> None:
-    """Restores what :func:`loss_scaler_state` gave; does nothing for an optimizer with a constant scale."""
-    if getattr(optimizer, "dynamic_loss_scale", False):
+    """Restores what :func:`loss_scaler_state` gave; does nothing between a dynamic and a constant scale.
+
+    Older checkpoints hold the number of a constant scale, 1 in fp32 and bf16: a dynamic one has ``cur_iter``, too.
+    """
+    if getattr(optimizer, "dynamic_loss_scale", False) and "cur_iter" in state:
         for key in _SCALER_FIELDS:
             if key in state:
                 setattr(optimizer.loss_scaler, key, state[key])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from distmoe.config import Section
 
 class OptimizerConfig(Section):
     lr: float = Field(5e-4, gt=0, description="Peak learning rate of AdamW.")
-    betas: list[float] = Field(
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         default_factory=lambda: [0.9, 0.999], min_length=2, max_length=2, description="Decay rates of the moments."
     )
     eps: float = Field(1e-8, gt=0, description="Added to the denominator.")

@@ -53,6 +53,8 @@ _REFUSED: tuple[tuple[str, tuple[Any, ...], str, str], ...] = (
         "remove the key",
     ),
     ("zero_optimization.offload_param", (None,), "not tested with routed layers", "use offload_optimizer"),
+    ("zero_optimization.cpu_offload", (None, False), "an older name of offload_optimizer", "use offload_optimizer"),
+    ("zero_optimization.cpu_offload_param", (None, False), "not tested with routed layers", "use offload_optimizer"),
     ("zero_optimization.zenflow", (None,), "not tested with routed layers", "remove the section"),
     ("zero_optimization.reduce_scatter", (None, True), "DeepSpeed needs it for routed layers", "remove the key"),
     ("zero_optimization.contiguous_gradients", (None, True), "DeepSpeed needs it for routed layers", "remove the key"),
@@ -62,6 +64,7 @@ _REFUSED: tuple[tuple[str, tuple[Any, ...], str, str], ...] = (
         "the gradient norm is reported and clipped by",
         "remove the key",
     ),
+    ("bfloat16", (None,), "an older name of bf16", "rename the section to bf16"),
     ("bf16.immediate_grad_update", (None, False), "not tested with routed layers", "remove the key"),
     (
         "bf16.check_grad_overflow",
@@ -104,6 +107,9 @@ _REFUSED: tuple[tuple[str, tuple[Any, ...], str, str], ...] = (
     ("sparse_gradients", (None, False), "DeepSpeed 0.19 removed it", "remove the key"),
     ("progressive_layer_drop", (None,), "DeepSpeed 0.19 removed it", "remove the section"),
 )
+
+# What is read below; DeepSpeed itself fails on other values without saying where.
+_SECTIONS = ("zero_optimization", "zero_optimization.offload_optimizer", "bf16", "fp16", "data_types")
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,7 @@ def resolve(
             refused; the message names both sides.
     """
     values, label = _read(source, device_type)
+    _refuse_malformed(values, label)
     for key, accepted, why, remedy in _REFUSED:
         found = _get(values, key)
         if found not in accepted:
@@ -248,6 +255,30 @@ def _get(values: Mapping[str, Any], key: str) -> Any:
             return None
         node = node.get(part)
     return node
+
+
+def _refuse_malformed(values: Mapping[str, Any], label: str) -> None:
+    """Refuses sections that are none, and switches that DeepSpeed would read otherwise than they look."""
+    for section in _SECTIONS:
+        *above, name = section.split(".")
+        node = values if not above else values.get(above[0], {})
+        found = node.get(name, {})
+        if not isinstance(found, Mapping) and not (name == "offload_optimizer" and found is None):
+            raise ConfigError(
+                f"{label}: {section!r} is not a section",
+                got=json.dumps(found, default=str),
+                expected="an object with keys of its own, or no such key",
+                remedy=f"write the section's keys, or remove {section}",
+            )
+    for section in ("bf16", "fp16"):
+        enabled = values.get(section, {}).get("enabled", False)
+        if not isinstance(enabled, bool) and enabled != "auto":
+            raise ConfigError(
+                f"{label}: '{section}.enabled' is not a switch",
+                got=json.dumps(enabled, default=str),
+                expected="true | false",
+                remedy=f"correct {section}.enabled",
+            )
 
 
 def _fill(values: dict[str, Any], key: str, wanted: Any, label: str, owner: str) -> None:

@@ -88,6 +88,7 @@ def initialize(
             dist_init_required=False,
         )
     compatibility.check_engine(ds_engine, stage=settings.stage)
+    _check_precision(ds_engine, settings)
     topology = {
         "num_ranks": grid.num_ranks,
         "tensor": grid.tensor,
@@ -110,6 +111,18 @@ def _check_device(settings: DeepSpeedSettings) -> None:
             got=accelerator.device_name(),
             expected=f"a device with {settings.precision}",
             remedy="use zero1_fp32 or zero1_bf16 (parallel.deepspeed or --deepspeed_config)",
+        )
+
+
+def _check_precision(ds_engine: Any, settings: DeepSpeedSettings) -> None:
+    """Batches, exchange buffers and checkpoints follow ``settings``: DeepSpeed must have read the file alike."""
+    found = "fp16" if ds_engine.fp16_enabled() else "bf16" if ds_engine.bfloat16_enabled() else "fp32"
+    if found != settings.precision:
+        raise ConfigError(
+            f"{settings.source}: DeepSpeed trains in another precision than distmoe has read",
+            got=found,
+            expected=settings.precision,
+            remedy='enable a precision with "bf16": {"enabled": true} or "fp16": {"enabled": true} alone',
         )
 
 

@@ -24,6 +24,7 @@ def check(config: RunConfig) -> None:
     _check_shape(config)
     if config.structure.learn is not None:
         check_learning(config, config.structure.learn)
+    _check_evaluation(config)
     _check_checkpoint(config)
     _check_freeze(config)
     _check_sampling(config)
@@ -132,6 +133,17 @@ def _check_sampling(config: RunConfig) -> None:
             got=f"data.sampling.strategy={sampling.strategy} with {', '.join(unread)}",
             expected="data.sampling.strategy=uncertainty",
             remedy=f"set data.sampling.strategy=uncertainty, or remove data.sampling.{unread[0]}",
+        )
+
+
+def _check_evaluation(config: RunConfig) -> None:
+    run = config.run
+    if run.early_stop is not None and run.eval_every is None:
+        raise ConfigError(
+            "training stops early by its evaluations, and there is none before its end",
+            got=f"run.early_stop={run.early_stop}, run.eval_every=null",
+            expected="run.eval_every as a number of steps, or run.early_stop=null",
+            remedy="set run.eval_every, or remove run.early_stop",
         )
 
 

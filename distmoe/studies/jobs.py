@@ -76,13 +76,14 @@ def job_of(
     stated = [override.replace("{seed}", str(seed)) for override in base.overrides_of(arm)]
     name, own = base.recipe_of(arm), [*overrides, *stated, f"run.seed={seed}"]
     config = resolve(name, own)
+    steps = config.schedule.num_steps
     if study.arms[arm].compute_of is not None and forward_equivalents is not None:
         steps = math.ceil(forward_equivalents / (FORWARD_AND_BACKWARD * config.data.batch_size))
         own.append(f"schedule.num_steps={steps}")
     if not study.arms[arm].each_task:
         return Job(arm, seed, name, {f"{arm}-{seed}": tuple(own)})
     tasks, _ = load_tasks(config.tasks, config.data)
-    share = [f"schedule.num_steps={math.ceil(config.schedule.num_steps / len(tasks))}"]
+    share = [f"schedule.num_steps={math.ceil(steps / len(tasks))}"]
     return Job(
         arm, seed, name, {f"{arm}-{seed}-{task}": (*own, *share, f"tasks.names=[{task}]") for task in tasks.names}
     )

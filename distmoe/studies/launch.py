@@ -15,7 +15,7 @@ from distmoe import log
 from distmoe.errors import TrainingError
 from distmoe.recipes import resolve
 from distmoe.structure.tree import family_agreement
-from distmoe.training.run_folder import RESULT_FILE, SUMMARY_FILE
+from distmoe.training.run_folder import RESULT_FILE, SUMMARY_FILE, is_result_of
 from distmoe.training.stop_signal import StopSignal
 
 TRAIN = Path(distmoe.__file__).parent / "train.py"
@@ -34,10 +34,15 @@ def command(recipe: str, overrides: Sequence[str], *, num_ranks: int) -> list[st
 def train(recipe: str, overrides: Sequence[str], *, folder: Path, num_ranks: int) -> dict[str, Any]:
     """Trains into ``folder`` and returns the outcome; its output goes to ``folder.log``.
 
+    A run of these settings that has ended there is read: without its checkpoints it would begin anew.
+
     Raises:
         TrainingError: If the run does not end well, with the last lines of its output.
     """
-    arguments = command(recipe, _overrides(overrides, folder), num_ranks=num_ranks)
+    overrides = _overrides(overrides, folder)
+    if is_result_of(folder, resolve(recipe, overrides)):
+        return read_outcome(folder)
+    arguments = command(recipe, overrides, num_ranks=num_ranks)
     transcript = folder.with_name(f"{folder.name}.log")
     transcript.parent.mkdir(parents=True, exist_ok=True)
     with transcript.open("ab") as output:
@@ -69,9 +74,12 @@ def train_here(recipe: str, overrides: Sequence[str], *, folder: Path) -> dict[s
     """
     from distmoe.training.run import train as train_run
 
+    config = resolve(recipe, _overrides(overrides, folder))
+    if is_result_of(folder, config):
+        return read_outcome(folder)
     log.configure()
     stop = StopSignal().expect_warning()
-    outcome = train_run(resolve(recipe, _overrides(overrides, folder)), resume="auto", stop=stop)
+    outcome = train_run(config, resume="auto", stop=stop)
     if outcome.ended == "Stopped by a signal":
         raise TrainingError(
             f"the run {folder.name} has not ended",

@@ -65,7 +65,7 @@ class Study(Section):
     comparisons: list[Comparison] = Field(default_factory=list, description="Rows of the second table.")
 
     def model_post_init(self, _context: object) -> None:
-        """Refuses names of arms that are not there.
+        """Refuses names of arms that are not there, and arms that pay with what they are paid.
 
         Raises:
             ConfigError: Naming the arm that refers to them.
@@ -74,6 +74,14 @@ class Study(Section):
             for key, other in (("like", arm.like), ("compute_of", arm.compute_of)):
                 if other is not None and (other not in self.arms or other == name):
                     raise self._unknown(f"{key} of arm {name}", other)
+            paying = None if arm.compute_of is None else self.arms[arm.compute_of].compute_of
+            if paying is not None:
+                raise ConfigError(
+                    f"arm {name} gets the compute of an arm that gets another's itself",
+                    got=f"compute_of: {name} -> {arm.compute_of} -> {paying}",
+                    expected="compute_of an arm with steps of its own",
+                    remedy=f"set compute_of of arm {name} to {paying}, or remove it",
+                )
         for comparison in self.comparisons:
             for other in (comparison.arm, comparison.against):
                 if other not in self.arms:

@@ -75,9 +75,12 @@ class WandbSink:
         import wandb
 
         self._run = wandb.init(project="distmoe", name=name, config=dict(config), dir=str(folder), resume="allow")
+        # wandb drops what is logged for a step below its newest: the scores of the best checkpoint, when training ends.
+        self._run.define_metric("train_step")
+        self._run.define_metric("*", step_metric="train_step")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        self._run.log(dict(scalars(record)), step=record["step"])
+        self._run.log({**dict(scalars(record)), "train_step": record["step"]})
 
     def close(self) -> None:
         self._run.finish()

@@ -118,6 +118,10 @@ def _train_alone(
         whereabouts.at("scoring the test splits (gathers)", step=run.state.step)
         shifted = tuple(shift.split for shift in config.data.shifts.all)
         _finish(run, folder, ended, shifted=shifted, stop=stop, rank=env.rank)
+        # Another run may follow in this process, and no rank may still be in a collective of these process groups.
+        whereabouts.at("ending the run", step=run.state.step)
+        agreement.barrier()
+        run.dismantle()
     except Exception:
         _complete(workshop.saver)
         raise

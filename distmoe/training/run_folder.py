@@ -137,6 +137,31 @@ def claim(folder: RunFolder, config: RunConfig, *, step: int, resume: str) -> No
     (folder.path / RESULT_FILE).unlink(missing_ok=True)
 
 
+def refuse_ended(folder: RunFolder, config: RunConfig, *, step: int) -> None:
+    """Refuses a start from a checkpoint of another run behind the end of the schedule: nothing would be trained.
+
+    The own run may have its scores to write yet.
+
+    Raises:
+        ConfigError: Naming the checkpoint's step and the schedule's.
+    """
+    if folder.resume_from is not None and not folder.goes_on and step >= config.schedule.num_steps:
+        raise ConfigError(
+            f"nothing is left to train behind {folder.resume_from}",
+            got=f"a checkpoint of step {step}, schedule.num_steps={config.schedule.num_steps}",
+            expected=f"schedule.num_steps above {step}",
+            remedy="raise schedule.num_steps, or resume from an earlier checkpoint; tools/evaluate.py scores one",
+        )
+
+
+def is_result_of(path: Path, config: RunConfig) -> bool:
+    """Whether a run with this very configuration has ended in the folder, which may have been moved since."""
+    saved = _read_config(path)
+    if saved is None or not (path / RESULT_FILE).is_file():
+        return False
+    return _without_places(_completed(saved)) == _without_places(config.model_dump(mode="json"))
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     _write(path, json.dumps(value, indent=1) + "\n")
 
@@ -188,6 +213,14 @@ def _completed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
         return build(RunConfig, saved).model_dump(mode="json")
     except ConfigError:  # a key that this version does not know any more is a difference to be shown
         return saved
+
+
+def _without_places(values: Mapping[str, Any]) -> dict[str, Any]:
+    places = {"run": ("output_dir",), "data": ("cache_dir",)}
+    return {
+        name: {key: value for key, value in section.items() if key not in places[name]} if name in places else section
+        for name, section in values.items()
+    }
 
 
 def _read_config(path: Path) -> Mapping[str, Any] | None:

@@ -1,9 +1,10 @@
 """From configuration to everything a run consists of, in the order in which errors are cheapest.
 
-1. The plan: tasks, grouping, shape, DeepSpeed settings, and every contradiction between them. 2. Data: tokenized by
-one rank, read by all. 3. Placement, checked against the table of supported combinations. 4. The checkpoint to resume
-from is checked. 5. Process groups, model, pretrained weights, engine. 6. The run folder is claimed, the checkpoint
-loaded. A user error in any of them is raised by all ranks (:mod:`distmoe.training.agreement`).
+1. The plan: tasks, grouping, shape, DeepSpeed settings, and every contradiction between them, also with the checkpoint
+to resume from. 2. Data: tokenized by one rank, read by all. 3. Placement, checked against the table of supported
+combinations. 4. The checkpoint to resume from is checked whole. 5. Process groups, model, pretrained weights, engine.
+6. The run folder is claimed, the checkpoint loaded. A user error in any of them is raised by all ranks
+(:mod:`distmoe.training.agreement`).
 
 What depends on the task grouping is built by a :class:`~distmoe.training.workshop.Workshop`, which a run with
 structural learning visits again whenever task groups have been merged.
@@ -32,7 +33,7 @@ from distmoe.training.config import RunConfig
 from distmoe.training.hosted import Hosted
 from distmoe.training.plan import Plan, make_plan
 from distmoe.training.run_data import RunData, encode
-from distmoe.training.run_folder import SUMMARY_FILE, RunFolder, claim, write_json
+from distmoe.training.run_folder import SUMMARY_FILE, RunFolder, claim, refuse_ended, write_json
 from distmoe.training.selection import BestScore
 from distmoe.training.state import TrainerState
 from distmoe.training.structural.probe import ProbeSet
@@ -52,10 +53,11 @@ def build_run(
     """
     whereabouts.at("planning the run")
     plan = agreement.run(lambda: make_plan(config, env))
-    whereabouts.at("preparing the data (rank 0 tokenizes, the others wait)")
-    data = agreement.run(lambda: encode(plan.sources, config, env=env, agreement=agreement))
     if folder.resume_from is not None:  # another task set would also have another probe set, a worse explanation
         store.check(folder.resume_from, tasks=plan.tasks, checksums=False)
+        refuse_ended(folder, config, step=step_of(folder))
+    whereabouts.at("preparing the data (rank 0 tokenizes, the others wait)")
+    data = agreement.run(lambda: encode(plan.sources, config, env=env, agreement=agreement))
     structure, probe = agreement.run(lambda: _structure(config, folder, plan, data))
     grouping = plan.grouping if structure is None else structure.grouping
     plan = replace(plan, grouping=grouping)

@@ -68,6 +68,7 @@ class Trainer:
         if state.step < self.schedule.num_steps and self._has_stopped_early:
             self.checkpoints.wait()
             return "Stopped early"  # and was ended before its scores were written
+        self.journal.paused()  # what came before, a structural phase for example, was no training
         while state.step < target:
             began = time.perf_counter()
             stopped = self._train_step(stop)

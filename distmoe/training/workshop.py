@@ -110,6 +110,7 @@ class Workshop:
         moe, structure = self.config.model.moe, old.state.structure
         assert moe is not None, "structural learning without routed layers"
         assert structure is not None, "structural learning without a state"
+        used = old.trainer.loader.accounts.state_dict()
         old.dismantle()
         plan = replace(self.plan, grouping=merges.after)
         placement = self.agreement.run(lambda: plan.place(self.data.weights))
@@ -126,6 +127,7 @@ class Workshop:
         run = self.assemble(plan, placement, hosted, state, outlets=outlets, on_trial=on_trial)
         if checkpoint is None:
             run.state.structure = structure
+            run.trainer.loader.accounts.load_state_dict(used)
             return run
         carrier = Carrier(
             plan=merges,
@@ -141,6 +143,8 @@ class Workshop:
             created={layer.merge: layer.tensors for layer in makings.layers},
         )
         run.checkpoints.load(checkpoint, carrier)
+        # What arms of a trial have used is used up, also when training goes back to where they began.
+        run.trainer.loader.accounts.load_state_dict(used)
         if merges.merges:
             # Scores of another structure are no measure for this one, and its checkpoints cannot be loaded into it.
             run.state.best = BestScore(patience=self.config.run.early_stop)

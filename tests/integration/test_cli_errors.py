@@ -142,6 +142,10 @@ def test_wrong_continuations_are_refused_and_leave_the_run_as_it_was(folder: Pat
             r"another configuration[\s\S]*num_steps=4[\s\S]*num_steps=2[\s\S]*--resume never",
         ),
         "another task set": ([*other, "--resume", str(checkpoint)], r"written for another task set"),
+        "nothing left to train": (
+            [*overrides(folder, "schedule.num_steps=2", name="third"), "--resume", str(checkpoint)],
+            r"nothing is left to train[\s\S]*step 2, schedule\.num_steps=2",
+        ),
         "truncated shard": (
             [*overrides(folder, name="third"), "--resume", str(broken)],
             r"is damaged\n.*bytes instead of",

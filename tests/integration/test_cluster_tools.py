@@ -89,8 +89,9 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path, capsys) -> No
 
 
 def test_the_table_of_a_sweep_has_a_line_per_run_and_their_mean(tmp_path: Path) -> None:
-    for index, score in ((1, 0.5), (2, 0.7)):
-        folder = tmp_path / f"sweep-{index}"
+    aside = ("sweep-2.old-20260102-030405", "sweep-2.old-20260102-030405-1")
+    for name, score in (("sweep-1", 0.5), ("sweep-2", 0.7), *((name, 0.9) for name in aside)):
+        folder = tmp_path / name
         folder.mkdir()
         result = {"ended": "Finished", "step": 12, "best": {"step": 6, "score": score}, "test": {"macro": score - 0.1}}
         (folder / "result.json").write_text(json.dumps(result))

@@ -86,6 +86,13 @@ def test_every_step_is_logged_once_although_trials_run_twice(whole: Path) -> Non
     assert steps[:4] == [2, 4, 6, 7]
 
 
+def test_what_a_run_has_used_of_its_data_counts_the_arms_of_trials(whole: Path) -> None:
+    """16 examples per step: 24 steps, and two arms of 3 steps whose training was undone."""
+    used = {line["step"]: line["samples"] for line in metrics(whole / "run") if "samples" in line}
+    assert [used[step]["updates"] for step in (4, 7, 24)] == [16 * 4, 16 * 10, 16 * 30]
+    assert used[24]["forward_equivalents"] == 3 * 16 * 30
+
+
 def test_the_best_score_is_one_whose_weights_can_be_loaded(whole: Path) -> None:
     """Evaluations are due at steps 6 and 12, in trials, where nothing is saved."""
     checkpoints = whole / "run" / "checkpoints"
@@ -132,6 +139,10 @@ def test_a_restart_gives_the_run_that_was_told_the_grouping_even_if_it_is_killed
     (phase,) = phases(learned)
     assert phase["grouping"] == [[[0, 1, 2, 3]]] * 2
     assert phase["next_phase_at"] is None
+    # Eight steps before the phase, eight of the arm that was kept, and the rest; those before the kill are lost.
+    assert metrics(learned / "run")[-2]["step"] == 24
+    [*_, used] = [line["samples"] for line in metrics(learned / "run") if "samples" in line]
+    assert used["updates"] == 16 * (8 + 8 + 16)
     steps = [line["step"] for line in metrics(learned / "run") if "loss" in line]
     assert steps == sorted(set(steps))
     ended = train(told, "structure.learn=null", "structure.grouping=one")

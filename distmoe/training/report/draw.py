@@ -122,10 +122,9 @@ def _subtitle(history: RunHistory) -> str:
 
 def _headline(history: RunHistory) -> list[tuple[str, str]]:
     rows = []
-    validation = history.split("validation")
-    if validation:
-        step, best = max(validation, key=lambda row: (row[1]["macro"], -row[0]))
-        rows.append((f"best macro score (step {step})", f"{best['macro']:.4f}"))
+    best = scores.best_of(history)
+    if best is not None:
+        rows.append((f"best macro score (step {best[0]})", f"{best[1]['macro']:.4f}"))
     for _, evaluation in history.split("test")[-1:]:
         rows.append(("test macro score", f"{evaluation['macro']:.4f}"))
     if history.train:

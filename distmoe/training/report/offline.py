@@ -18,10 +18,15 @@ from distmoe.training.structural.offline import Finding
 
 
 def draw(finding: Finding, folder: Path, *, threshold: float) -> list[Path]:
-    """Writes ``similarity``, ``dendrogram`` and ``tree`` as PNG, with their dark variants; returns all paths."""
+    """Writes ``similarity``, ``dendrogram`` and ``tree`` as PNG, with their dark variants; returns all paths.
+
+    Where every layer has one task group, nothing was compared, and there is only the tree.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [*save(functools.partial(heat_maps, finding), folder, "similarity")]
-    paths += save(functools.partial(dendrograms, finding, threshold), folder, "dendrogram")
+    paths: list[Path] = []
+    if any(layer.similarity is not None for layer in finding.layers):
+        paths += save(functools.partial(heat_maps, finding), folder, "similarity")
+        paths += save(functools.partial(dendrograms, finding, threshold), folder, "dendrogram")
     return [*paths, *save(functools.partial(task_tree, _as_history(finding)), folder, "tree")]
 
 

@@ -26,6 +26,21 @@ class ScoreRow:
         return None if self.previous is None else self.current - self.previous
 
 
+def best_of(history: RunHistory) -> tuple[int, Record] | None:
+    """Step and evaluation of the best macro score on validation, the earlier one of equals; None without any.
+
+    Scores of another structure do not count, as in the run itself: its checkpoints cannot be loaded any more.
+    """
+    merged = [
+        line["step"]
+        for line in history.structure
+        if any(verdict["accepted"] for verdict in line["structure"]["verdicts"])
+    ]
+    after = max(merged, default=-1)
+    rows = [row for row in history.split("validation") if row[0] > after]
+    return max(rows, key=lambda row: (row[1]["macro"], -row[0]), default=None)
+
+
 def score_rows(history: RunHistory) -> list[ScoreRow]:
     """Rows per task and one for the macro score; ``best`` is the score *at the step of the best macro score*."""
     validation = history.split("validation")
@@ -33,7 +48,8 @@ def score_rows(history: RunHistory) -> list[ScoreRow]:
         return []
     _, current = validation[-1]
     previous = validation[-2][1] if len(validation) > 1 else None
-    best = max(validation, key=lambda row: (row[1]["macro"], -row[0]))[1]
+    found = best_of(history)
+    best = None if found is None else found[1]
     tests = history.split("test")
     test = tests[-1][1] if tests else None
     rows = [
@@ -84,7 +100,7 @@ def score_curves(history: RunHistory, theme: Theme) -> Figure:
     names = [name for name in history.task_names if any(name in row["tasks"] for _, row in validation)]
     panels = ["macro score", *names]
     rows, columns = grid_shape(len(panels))
-    best_step = max(validation, key=lambda row: (row[1]["macro"], -row[0]))[0]
+    best = best_of(history)
     figure = new_figure(theme, 2.7 * columns, 1.9 * rows + 0.4)
     for index, name in enumerate(panels):
         axes = figure.add_subplot(rows, columns, index + 1)
@@ -95,7 +111,8 @@ def score_curves(history: RunHistory, theme: Theme) -> Figure:
         title = name if index == 0 else f"{name} · {validation[-1][1]['tasks'][name]['metric']}"
         dress(axes, theme, title=title, xlabel="step" if index >= len(panels) - columns else None)
         colour = theme.second if index == 0 else theme.accent
-        axes.axvline(best_step, color=theme.muted, linewidth=0.9, linestyle=":")
+        if best is not None:
+            axes.axvline(best[0], color=theme.muted, linewidth=0.9, linestyle=":")
         axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, linewidth=1.6)
     return figure
 

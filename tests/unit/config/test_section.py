@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
@@ -14,6 +14,7 @@ from distmoe.errors import ConfigError
 class Leaf(Section):
     layers: Literal["odd", "all"] | list[int] = Field("odd", description="Which layers.")
     table: dict[str, list[int]] | None = Field(None, description="A table.")
+    shares: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=list, description="Shares.")
     rate: float = Field(0.5, gt=0, le=1, description="A rate.")
     every: int | None = Field(10, gt=0, description="How often.")
 
@@ -52,6 +53,9 @@ def test_defaults_and_given_values_are_kept():
             "mapping of text to list of integers | null",
         ),
         ({"leaf": {"rate": 2.0}}, "leaf.rate", "2.0 (float)", "number > 0, <= 1"),
+        ({"leaf": {"rate": float("inf")}}, "leaf.rate", "inf (float)", "number > 0, <= 1, finite"),
+        ({"leaf": {"rate": float("nan")}}, "leaf.rate", "nan (float)", "number > 0, <= 1, finite"),
+        ({"leaf": {"shares": [0.5, 1.0]}}, "leaf.shares", "[0.5, 1.0] (list)", "list of numbers >= 0, < 1"),
         ({"leaf": {"rate": "0.5"}}, "leaf.rate", "'0.5' (str)", "number > 0, <= 1"),
         ({"leaf": {"every": 0}}, "leaf.every", "0 (int)", "integer > 0 | null"),
         ({"leaf": {"every": 2.5}}, "leaf.every", "2.5 (float)", "integer > 0 | null"),

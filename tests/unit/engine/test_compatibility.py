@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from packaging.requirements import Requirement
 
 from distmoe.engine import compatibility
@@ -64,6 +65,27 @@ def test_the_marker_has_no_tensors_and_passes_deepspeeds_check() -> None:
     assert not list(marker.buffers())
     assert not marker.state_dict()
     marker.set_deepspeed_parallelism(False, folding_group_handles=None)
+
+
+def test_a_constant_loss_scale_is_not_saved_and_never_set_over_a_dynamic_one() -> None:
+    """DeepSpeed gives fp32 and bf16 a constant scale of 1, which checkpoints of fp32 held."""
+
+    def optimizer(*, dynamic: bool) -> SimpleNamespace:
+        scaler = DynamicLossScaler(2.0**16, 1000, 1, 2, False) if dynamic else LossScaler(1.0)
+        return SimpleNamespace(loss_scaler=scaler, dynamic_loss_scale=dynamic)
+
+    assert compatibility.loss_scaler_state(optimizer(dynamic=False)) == {}
+    fp16 = optimizer(dynamic=True)
+    saved = compatibility.loss_scaler_state(fp16)
+    assert (saved["cur_scale"], saved["cur_iter"]) == (2.0**16, 0)
+    for constant in ({}, {"cur_scale": 1.0}):
+        compatibility.set_loss_scaler_state(fp16, constant)
+        assert compatibility.loss_scaler_state(fp16) == saved
+    compatibility.set_loss_scaler_state(fp16, saved | {"cur_scale": 4.0, "cur_iter": 7})
+    assert (fp16.loss_scaler.cur_scale, fp16.loss_scaler.cur_iter) == (4.0, 7)
+    constant_scale = optimizer(dynamic=False)
+    compatibility.set_loss_scaler_state(constant_scale, saved)
+    assert constant_scale.loss_scaler.cur_scale == 1.0
 
 
 def _installed() -> bool:

@@ -47,6 +47,11 @@ from distmoe.recipes import resolve
             ["parallel.tensor=2"],
             r"cut over ranks[\s\S]*parallel\.tensor=2 with structure\.learn[\s\S]*parallel\.tensor=1",
         ),
+        (
+            "demo",
+            ["run.early_stop=2", "run.eval_every=null"],
+            r"stops early by its evaluations[\s\S]*run\.early_stop=2, run\.eval_every=null",
+        ),
         ("demo", ["parallel.sequence=true"], r"and there is one[\s\S]*parallel\.tensor=1[\s\S]*parallel\.tensor=2"),
         ("mtsl", ["parallel.tensor=2", "structure.learn=null"], r"with model\.moe\.unit=block"),
         ("ca_mtl_demo", ["parallel.tensor=2"], r"with data\.sampling\.strategy=uncertainty"),
@@ -161,6 +166,7 @@ def test_a_contradiction_is_refused(recipe, overrides, message):
         ("glue", ["tasks.names=[rte]"]),
         ("demo", ["model.moe=null", "structure.grouping=one"]),
         ("demo", ["data.max_length=64"]),
+        ("demo", ["run.early_stop=2"]),
         ("add_task_frozen", ["data.sampling.tasks=[new]"]),
         ("add_task_frozen", ["optimizer.weight_decay=0.1"]),  # all tasks are trained
         ("token_moe", ["model.moe.capacity_factor=1.25"]),

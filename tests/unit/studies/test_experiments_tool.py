@@ -67,6 +67,19 @@ def test_an_interrupted_study_trains_what_is_missing(study, capsys):
     assert (study.out / "study.png").is_file()
 
 
+def test_arms_with_other_settings_do_not_get_into_the_same_study(study, capsys):
+    assert study("--seeds", "1", "--arms", "C", "schedule.num_steps=10") == (0, ["C-0"])
+    assert study("--seeds", "1", "--arms", "D", "--recipe", "demo", "schedule.num_steps=20") == (2, [])
+    assert "choose another --out" in capsys.readouterr().err
+    assert study("--table") == (0, [])
+    assert study("--seeds", "1", "--arms", "D", "schedule.num_steps=10") == (0, ["D-0"])
+
+
+def test_printed_commands_are_quoted_as_a_shell_reads_them(study, capsys):
+    assert study("--seeds", "1", "--arms", "D", "--dry-run", "tasks.names=[a, b]") == (0, [])
+    assert "train.py --recipe dense 'tasks.names=[a, b]' optimizer.lr=1e-4 run.seed=0" in capsys.readouterr().out
+
+
 def test_equal_compute_is_taken_from_the_run_of_the_same_seed(study):
     study("--seeds", "1")
     assert study.steps["K-0"] == 5  # 192 forwards pay for one step of 64 examples

@@ -6,6 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
+
+from distmoe.recipes import resolve
+from distmoe.studies import launch
 from distmoe.studies.launch import read_outcome
 
 
@@ -46,3 +51,39 @@ def test_scores_under_shift_are_read_where_there_are_some(tmp_path: Path) -> Non
     found = read_outcome(a_run(tmp_path / "with", shifts={"drop_0.2": scores(0.25, 0.5)}))
     assert found["shifts"] == {"drop_0.2": {"macro": 0.375, "tasks": {"t0": 0.25, "t1": 0.5}}}
     assert found["tasks"] == {"t0": 0.5, "t1": 0.75}
+
+
+@pytest.mark.parametrize("in_process", [False, True])
+def test_a_run_that_has_ended_is_read_and_not_trained_again(tmp_path: Path, monkeypatch, in_process: bool) -> None:
+    """A study was killed before it wrote the run's line; the run's checkpoints are gone, its folder was moved."""
+    overrides = ("run.seed=3", "schedule.num_steps=12")
+    folder = tmp_path / "runs" / "D-3"
+    folder.parent.mkdir()
+    a_run(folder)
+    places = ["run.output_dir=elsewhere", "data.cache_dir=elsewhere", "run.name=D-3"]
+    config = resolve("dense", [*launch.QUIET, *overrides, *places])
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump()))
+    begun: list[object] = []
+
+    class BegunError(Exception):
+        pass
+
+    def begin(*arguments: Any, **_: Any) -> None:
+        begun.append(arguments)
+        raise BegunError
+
+    monkeypatch.setattr("subprocess.Popen", begin)
+    monkeypatch.setattr("distmoe.training.run.train", begin)
+
+    def train(*changed: str) -> dict[str, Any]:
+        if in_process:
+            return launch.train_here("dense", [*overrides, *changed], folder=folder)
+        return launch.train("dense", [*overrides, *changed], folder=folder, num_ranks=1)
+
+    assert train()["tasks"] == {"t0": 0.5, "t1": 0.75}
+    assert not begun
+    with pytest.raises(BegunError):
+        train("run.eval_every=4")  # might have chosen another checkpoint
+    (folder / "result.json").unlink()
+    with pytest.raises(BegunError):
+        train()

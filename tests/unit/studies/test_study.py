@@ -67,11 +67,29 @@ def test_one_model_per_task_shares_the_steps_out():
     assert job.runs["A-1-planted1_b"][-2:] == ("schedule.num_steps=5", "tasks.names=[planted1_b]")
 
 
+def test_one_model_per_task_shares_out_the_compute_that_its_arm_gets():
+    """1,920 forwards pay for 10 steps of 64 examples, 5 per task."""
+    arms = VALUES["arms"] | {"A": {"title": "alone", "like": "C", "each_task": True, "compute_of": "D"}}
+    names = ["tasks.names=[planted0_a,planted1_b]", "schedule.num_steps=90"]
+    job = job_of(study(arms=arms), "A", 1, overrides=names, forward_equivalents=1920)
+    assert [overrides[-2] for overrides in job.runs.values()] == ["schedule.num_steps=5"] * 2
+
+
 @pytest.mark.parametrize(
     ("changes", "got"),
     [
         ({"arms": {"C": {"title": "x", "like": "X"}}}, "X"),
         ({"arms": {"C": {"title": "x", "compute_of": "C"}}}, "C"),
+        (
+            {
+                "arms": {
+                    "C": {"title": "x", "compute_of": "D"},
+                    "D": {"title": "y", "compute_of": "E"},
+                    "E": {"title": "z"},
+                }
+            },
+            "compute_of: C -> D -> E",
+        ),
         ({"arms": {"C": {"title": "x", "like": "D"}, "D": {"title": "y", "like": "C"}}}, "C <- D <- C"),
         ({"comparisons": [{"claim": "c", "arm": "C", "against": "Z"}]}, "Z"),
         ({"arms": {"C": {"title": "x", "overrride": []}}}, "[]"),

@@ -1,8 +1,10 @@
 import builtins
 import json
 import math
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,6 +41,27 @@ def test_tensorboard_gets_scalars(tmp_path: Path) -> None:
     monitor.write({"step": 1, "loss": 0.1})
     monitor.close()
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_scores_of_an_earlier_step_reach_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step is a value: wandb drops lines whose own step is below its newest one."""
+    calls: list[tuple[Any, ...]] = []
+    run = SimpleNamespace(
+        define_metric=lambda name, **more: calls.append((name, more)),
+        log=lambda values, **more: calls.append((values, more)),
+        finish=lambda: None,
+    )
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: run))
+    monitor = build_monitor(tmp_path, rank=0, name="r", config={}, tensorboard=False, wandb=True)
+    monitor.write({"step": 20, "loss": 0.5})
+    monitor.write({"step": 10, "evaluation": {"split": "test", "macro": 0.25}})
+    monitor.close()
+    assert calls == [
+        ("train_step", {}),
+        ("*", {"step_metric": "train_step"}),
+        ({"loss": 0.5, "train_step": 20}, {}),
+        ({"evaluation/test/macro": 0.25, "train_step": 10}, {}),
+    ]
 
 
 def test_a_resumed_curve_shows_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from distmoe.checkpoint.manifest import MANIFEST_NAME
 from distmoe.config import apply_overrides, build
 from distmoe.errors import CheckpointError, ConfigError
 from distmoe.training.config import RunConfig
-from distmoe.training.run_folder import RESULT_FILE, claim, differences, open_run
+from distmoe.training.run_folder import RESULT_FILE, RunFolder, claim, differences, open_run, refuse_ended
 
 
 def config(root: Path, *overrides: str) -> RunConfig:
@@ -188,6 +189,17 @@ def test_a_checkpoint_of_another_run_starts_a_new_folder(tmp_path: Path) -> None
     claim(folder, config(tmp_path / "second"), step=20, resume="path")
     assert not folder.metrics.exists()
     assert folder.checkpoints.is_dir()
+
+
+def test_a_start_behind_the_end_of_the_schedule_is_refused_unless_the_run_itself_goes_on(tmp_path: Path) -> None:
+    checkpoint = started(tmp_path / "first", step=20) / "checkpoints" / "step_20"
+    for root, num_steps, refused in (("second", 20, True), ("second", 21, False), ("first", 20, False)):
+        wanted = config(tmp_path / root, f"schedule.num_steps={num_steps}")
+        folder = RunFolder(tmp_path / root / "r", checkpoint)
+        with pytest.raises(ConfigError) if refused else nullcontext() as caught:
+            refuse_ended(folder, wanted, step=20)
+        if caught is not None:
+            assert caught.value.got == "a checkpoint of step 20, schedule.num_steps=20"
 
 
 def test_a_run_that_has_ended_without_these_shifts_is_refused_and_one_that_goes_on_may_add_them(tmp_path: Path) -> None:

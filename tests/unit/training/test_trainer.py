@@ -54,11 +54,15 @@ class Recorder:
     def __init__(self, every: int | None = None) -> None:
         self.every, self.logged, self.saved, self.added = every, [], [], []
         self.save_failed, self.waited = False, 0
+        self.events: list[str] = []
 
     def count(self, output: Any) -> None: ...
-    def paused(self) -> None: ...
+    def paused(self) -> None:
+        self.events.append("paused")
+
     def add(self, losses: Any, batches: Any, factor: float, result: StepResult) -> None:
         self.added.append(len(losses))
+        self.events.append("step")
 
     def log(self, state: TrainerState) -> None:
         self.logged.append(state.step)
@@ -124,6 +128,13 @@ def test_logs_evaluations_and_saves_come_at_their_steps_and_at_the_end() -> None
     # Saved: step 2 (due), 3 (best), 4 (due), 6 (due), 7 (best, last); a score only where that very step was evaluated.
     assert [score for _, score in recorder.saved] == [None, 0.5, None, 0.4, 0.6]
     assert (made.state.best.score, made.state.best.step) == (0.6, 7)
+
+
+def test_what_lies_between_two_calls_is_no_part_of_the_next_step() -> None:
+    made, recorder, _ = trainer(values=[0.0] * 3)
+    assert made.run(StopSignal(), until=1) is None
+    assert made.run(StopSignal(), until=2) is None
+    assert recorder.events == ["paused", "step", "paused"] * 2
 
 
 def test_training_stops_early_with_a_checkpoint() -> None:
