@@ -73,7 +73,7 @@ from distmoe.recipes import resolve
         (
             "task_moe_learned",
             ["structure.learn.restart=true", "structure.learn.trial_steps=50"],
-            r"arms of a trial take as many steps[\s\S]*trial_steps=50, task_steps=400[\s\S]*trial_steps=400",
+            r"arms of a trial take as many steps[\s\S]*trial_steps=50, task_steps=500[\s\S]*trial_steps=500",
         ),
         (
             "task_moe_learned",
@@ -86,11 +86,11 @@ from distmoe.recipes import resolve
             r"told their grouping[\s\S]*restart=true, alignment=0\.2[\s\S]*alignment=0",
         ),
         ("mtsl", ["structure.learn.until=30"], r"over before the first[\s\S]*until=30, task_steps=40[\s\S]*until=40"),
-        ("task_moe_learned", ["schedule.num_steps=200"], r"end after training[\s\S]*task_steps=400 \+ trial_steps=0"),
+        ("task_moe_learned", ["schedule.num_steps=200"], r"end after training[\s\S]*task_steps=500 \+ trial_steps=0"),
         (
             "task_moe_learned",
             ["schedule.num_steps=600", "structure.learn.restart=false"],
-            r"end after training[\s\S]*task_steps=400 \+ trial_steps=400",
+            r"end after training[\s\S]*task_steps=500 \+ trial_steps=500",
         ),
         ("task_moe_learned", ["structure.learn.probe_examples=32"], r"from the probe set[\s\S]*probe_examples=32"),
         ("task_moe_learned", ["structure.learn.task_steps=[]"], r"task_steps must be a number of steps, or one per"),
