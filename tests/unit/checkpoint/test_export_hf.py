@@ -12,11 +12,7 @@ from transformers import AutoTokenizer
 
 from distmoe.checkpoint import hf
 from distmoe.checkpoint.export_hf import export, write_export, write_tokenizer
-from distmoe.checkpoint.fragments import Fragment
-from distmoe.checkpoint.global_view import replicated
-from distmoe.checkpoint.manifest import Manifest, TensorRecord
 from distmoe.checkpoint.run_files import write_run_files
-from distmoe.checkpoint.store import save
 from distmoe.errors import CheckpointError
 from distmoe.models.config import ModelConfig
 from distmoe.models.layer_plan import routed_layers
@@ -26,6 +22,7 @@ from distmoe.nn.conditional.config import ConditionalConfig
 from distmoe.tasks import TaskGrouping
 from distmoe.tokenization.word_tokenizer import build_word_tokenizer
 from tests.unit.checkpoint.consumer import consume
+from tests.unit.checkpoint.runs import write_run
 from tests.unit.checkpoint.samples import conditional_configs, minilm_folder, states
 from tests.unit.models.samples import GATES, TASKS, gate_config, make_batch, make_model, model_config, moe_config
 
@@ -223,27 +220,9 @@ def test_a_folder_without_tokenizer_is_refused_and_leaves_no_export(tmp_path: Pa
 
 def _run_with_checkpoint(run: Path, config: ModelConfig, model: MultiTaskEncoder, **changes: Any) -> Path:
     """A run's folder as training leaves it, with one checkpoint."""
-    grouping = TaskGrouping.uniform(3, 1, PARTITION)
-    names = {name for name, _ in model.named_parameters()}
-    fragments, records = [], {}
-    for name, tensor in model.state_dict().items():
-        kind = "trainable" if name in names else "buffer"
-        key = f"{'fp32' if name in names else 'buffer'}/{name}"
-        fragments.append(Fragment(key, replicated(name, tuple(tensor.shape)), 0, tensor.detach().reshape(-1)))
-        records[name] = TensorRecord(kind, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-    values: dict[str, Any] = {
-        "step": 7,
-        "tasks": TASKS.to_json(),
-        "grouping": grouping.to_json(),
-        "config": {"run": {"name": "trial", "seed": 0}, "model": config.model_dump()},
-        "metrics": EVALUATION | {"split": "validation"},
-        "tensors": records,
-    }
-    manifest = Manifest(**(values | changes))
-    tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
-    write_run_files(run, shape=model.shape, tokenizer=tokenizer)
+    checkpoint = write_run(run, config, model, metrics=EVALUATION | {"split": "validation"}, **changes)
     (run / "result.json").write_text(json.dumps({"test_step": 7, "test": EVALUATION}))
-    return save(run / "checkpoints", manifest=manifest, fragments=fragments, trainer_state={}, rank_state={})
+    return checkpoint
 
 
 @pytest.mark.parametrize("gate", ["hybrid", "fixed", "task_description"])
@@ -277,6 +256,7 @@ def test_a_checkpoint_that_was_copied_alone_needs_its_tokenizer_named(tmp_path: 
     checkpoint = _run_with_checkpoint(tmp_path / "run", config, _trained(config, None))
     alone = tmp_path / "elsewhere" / "deep" / "step_7"
     shutil.copytree(checkpoint, alone)
+    shutil.copy(tmp_path / "run" / "shape.json", alone)
     with pytest.raises(CheckpointError, match=r"(?s)tokenizer of .*step_7 was not found.*--tokenizer"):
         export(alone, tmp_path / "out")
     assert (export(alone, tmp_path / "out", tokenizer=minilm_folder()) / "tokenizer.json").is_file()
