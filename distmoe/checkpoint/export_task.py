@@ -152,6 +152,7 @@ def _self_contained(
         conditional=network.conditional,
     )
     values["intermediate_size"] = network.width or model.shape.intermediate_size
+    values |= {"default_task": spec.name} | _label_values(spec)
     named = {
         name if name.startswith("heads.") else f"distmoe.{name}": value.contiguous()
         for name, value in network.tensors.items()
@@ -179,7 +180,6 @@ def _stock(
 
 
 def _stock_config(family: str, width: int, shape: EncoderShape, config: ModelConfig, spec: TaskSpec) -> dict[str, Any]:
-    labels = list(spec.labels) or [spec.name]
     return {
         "architectures": ["BertForSequenceClassification" if family == "bert" else "RobertaForSequenceClassification"],
         "model_type": family,
@@ -198,10 +198,18 @@ def _stock_config(family: str, width: int, shape: EncoderShape, config: ModelCon
         "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": config.attention_dropout,
         "classifier_dropout": config.dropout,
-        "problem_type": "regression" if spec.is_regression else "single_label_classification",
-        "id2label": {str(index): label for index, label in enumerate(labels)},
-        "label2id": {label: index for index, label in enumerate(labels)},
+        **_label_values(spec),
         # What tools/predict.py reads; transformers keeps keys that it does not know.
         "tasks": [row | {"num_outputs": spec.num_outputs} for row in TaskSet((spec,)).to_json()],
         VERSION_KEY: distmoe.__version__,
+    }
+
+
+def _label_values(spec: TaskSpec) -> dict[str, Any]:
+    """What transformers makes of logits: the classes, or, of a regression, one number under the task's name."""
+    labels = list(spec.labels) or [spec.name]
+    return {
+        "problem_type": "regression" if spec.is_regression else "single_label_classification",
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
     }
