@@ -50,18 +50,20 @@ def verify(folder: Path, manifest: Manifest, *, contents: bool) -> Integrity:
         folder: ``step_N``.
         manifest: Its manifest.
         contents: Also compare the SHA-256 of every file, which reads everything.
-
-    Raises:
-        CheckpointError: If the index of the shards cannot be read at all.
     """
     folder = Path(folder)
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     known = manifest.files.keys() | {MANIFEST_NAME, SHAPE}
     strangers = sorted(name for name in present - known if Path(name).parts[0] != TOKENIZER)
-    entries = read_index(folder / SHARDS)
     problems = _wrong_files(folder, manifest, contents=contents)
     problems += [f"{name} is not listed in the manifest" for name in strangers]
-    problems += _wrong_chunks(folder, manifest, entries)
+    entries: dict[str, Any] = {}
+    try:
+        entries = read_index(folder / SHARDS)
+    except CheckpointError as failure:
+        problems.append(f"{failure.what}: {failure.got}")
+    else:
+        problems += _wrong_chunks(folder, manifest, entries)
     num_chunks = sum(len(entry["chunks"]) for entry in entries.values())
     return Integrity(tuple(problems), len(manifest.files), num_chunks, contents)
 
@@ -117,7 +119,9 @@ def _entry_problems(entry: dict[str, Any], shape: Sequence[int], sizes: dict[str
             problems.append(f"chunk at {chunk['offset']} is in {chunk['file']}, which is missing")
         elif chunk["start"] < 0 or end > sizes[chunk["file"]]:
             problems.append(f"chunk at {chunk['offset']} ends at byte {end} of {sizes[chunk['file']]}")
-    lows = np.asarray([chunk["offset"] for chunk in entry["chunks"]], dtype=np.int64).reshape(len(entry["chunks"]), -1)
+    if not shape:  # a single number has no box to compare
+        return problems if len(entry["chunks"]) == 1 else [*problems, f"{len(entry['chunks'])} chunks of one element"]
+    lows = np.asarray([chunk["offset"] for chunk in entry["chunks"]], dtype=np.int64).reshape(-1, len(shape))
     highs = lows + np.asarray([chunk["size"] for chunk in entry["chunks"]], dtype=np.int64).reshape(lows.shape)
     return problems + _coverage_problems(lows, highs, shape)
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from distmoe.checkpoint import hf
-from distmoe.checkpoint.export_hf import export, write_export, write_tokenizer
+from distmoe.checkpoint.export_hf import export, write_export
+from distmoe.checkpoint.export_tokenizer import read_tokenizer, write_tokenizer
 from distmoe.checkpoint.run_files import write_run_files
 from distmoe.errors import CheckpointError
 from distmoe.models.config import ModelConfig
@@ -201,13 +203,22 @@ def test_modelling_code_imports_nothing_of_distmoe() -> None:
         assert not any("import distmoe" in line or "from distmoe" in line for line in imports)
 
 
-def test_tokenizer_is_written_with_its_class_and_the_model_s_length(tmp_path: Path) -> None:
-    config = model_config(moe_config())
-    out = _write(tmp_path / "out", _trained(config, None), config, tokenizer_folder=minilm_folder())
+def test_tokenizer_is_written_with_its_class_the_model_s_length_and_padding_behind_texts(tmp_path: Path) -> None:
+    config, shape = model_config(moe_config()), replace(ROBERTA, vocab_size=30522)
+    AutoTokenizer.from_pretrained(minilm_folder(), padding_side="left").save_pretrained(tmp_path / "left")
+    out = _write(tmp_path / "out", _trained(config, shape), config, tokenizer_folder=tmp_path / "left")
     values = json.loads((out / "tokenizer_config.json").read_text())
     assert values["tokenizer_class"].startswith("Bert")
     assert values["model_max_length"] == config.max_positions
+    assert values["padding_side"] == "right"
     assert (out / "tokenizer.json").is_file()
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    config = model_config(moe_config())
+    with pytest.raises(CheckpointError, match=r"(?s)got:      30522 tokens.*expected: at most 50"):
+        _write(tmp_path / "out", _trained(config, None), config, tokenizer_folder=minilm_folder())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_without_tokenizer_is_refused_and_leaves_no_export(tmp_path: Path) -> None:
@@ -259,7 +270,8 @@ def test_a_checkpoint_that_was_copied_alone_needs_its_tokenizer_named(tmp_path: 
     shutil.copy(tmp_path / "run" / "shape.json", alone)
     with pytest.raises(CheckpointError, match=r"(?s)tokenizer of .*step_7 was not found.*--tokenizer"):
         export(alone, tmp_path / "out")
-    assert (export(alone, tmp_path / "out", tokenizer=minilm_folder()) / "tokenizer.json").is_file()
+    tokenizer = tmp_path / "run" / "tokenizer"
+    assert (export(alone, tmp_path / "out", tokenizer=tokenizer) / "tokenizer.json").is_file()
 
 
 def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:
@@ -291,7 +303,8 @@ def test_the_embedded_word_tokenizer_survives_run_folder_and_export(tmp_path: Pa
     tokenizer = build_word_tokenizer(["red", "green", "blue"])
     write_run_files(tmp_path / "run", shape=ROBERTA, tokenizer=tokenizer)
     (tmp_path / "out").mkdir()
-    write_tokenizer(tmp_path / "run" / "tokenizer", tmp_path / "out", max_length=9)
+    read = read_tokenizer(tmp_path / "run" / "tokenizer", vocab_size=len(tokenizer))
+    write_tokenizer(read, tmp_path / "out", max_length=9)
     again = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert again("green red", "blue pink")["input_ids"] == tokenizer("green red", "blue pink")["input_ids"]
     assert again("green", "blue")["token_type_ids"] == [0, 0, 0, 1, 1]
