@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from distmoe.checkpoint.consolidate import Part, read_moments, read_weights
+from distmoe.checkpoint.hf_folder import write_tensors
 from distmoe.checkpoint.integrity import refuse_damage
 from distmoe.checkpoint.manifest import Manifest, read_manifest
 from distmoe.checkpoint.new_folder import new_folder, refuse_content
@@ -105,7 +105,7 @@ def _write_part(
                 name: value if manifest.tensors[name].kind == "buffer" else value.to(dtype)
                 for name, value in tensors.items()
             }
-        save_file(tensors, draft / file, metadata={"format": "pt"})
+        write_tensors(draft / file, tensors)
         weight_map |= dict.fromkeys(names, file)
         progress(file, (draft / file).stat().st_size)
     index: Mapping[str, Any] = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,8 @@ from transformers import AutoTokenizer
 from distmoe.checkpoint import hf
 from distmoe.checkpoint.export_hf import export, write_export
 from distmoe.checkpoint.export_tokenizer import read_tokenizer, write_tokenizer
+from distmoe.checkpoint.hf.configuration_distmoe import DistmoeConfig
+from distmoe.checkpoint.hf.modeling_distmoe import DistmoeForSequenceClassification
 from distmoe.checkpoint.run_files import write_run_files
 from distmoe.errors import CheckpointError
 from distmoe.models.config import ModelConfig
@@ -155,6 +158,18 @@ def test_a_default_task_makes_a_single_task_model_with_its_labels(consumed: Any)
     _, _, result = consumed["default_task"]
     torch.testing.assert_close(result["answers"][0], consumed["gate_token"][2]["answers"][2], atol=1e-5, rtol=0)
     assert result["id2label"] == {0: "a", 1: "b", 2: "c"}
+
+
+def test_a_task_per_row_may_stand_in_an_array() -> None:
+    tasks = [{"name": name, "kind": "classification", "num_outputs": n, "labels": list("abc")[:n]}
+             for name, n in (("two", 2), ("three", 3))]  # fmt: skip
+    model = DistmoeForSequenceClassification(DistmoeConfig(hidden_size=8, num_hidden_layers=1, tasks=tasks)).eval()
+    ids_BS = torch.tensor([[5, 6], [7, 8]])
+    wanted_BC = model(ids_BS, task_ids=torch.tensor([0, 1])).logits
+    assert wanted_BC.shape == (2, 3)
+    for call in ({"task_ids": np.array([0, 1])}, {"task": np.array(["two", "three"])}, {"task": ("two", "three")}):
+        assert torch.equal(model(ids_BS, **call).logits, wanted_BC)
+    assert model(ids_BS, task_ids=np.int64(0)).logits.shape == (2, 2)
 
 
 def test_base_model_gives_the_training_model_s_states(consumed: Any) -> None:
