@@ -90,13 +90,15 @@ def read(file: Path, task: dict[str, Any], limit: int | None) -> list[dict[str, 
         RefusedError: If the file cannot be read, has no example, or a line is none of the task.
     """
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # Not splitlines: a text may hold other separators of lines than the one between examples.
+        numbered = enumerate(file.read_text(encoding="utf-8").split("\n"), start=1)
+        lines = [(number, line) for number, line in numbered if line.strip()]
     except (OSError, ValueError) as failure:
         raise RefusedError("the examples cannot be read", failure, "a file of JSON lines", "correct its path") from None
     if not lines[:limit]:
         what = f"{len(lines)} lines in {file}" + (f", --limit {limit}" if limit is not None else "")
         raise RefusedError("there is no example to score", what, "1 or more", "name a file with examples")
-    return [_example(line, f"{file}, line {number}", task) for number, line in enumerate(lines[:limit], start=1)]
+    return [_example(line, f"{file}, line {number}", task) for number, line in lines[:limit]]
 
 
 def _example(line: str, where: str, task: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def _rows(export: Path, text: str | None) -> str:
     ("task", "text", "message"),
     [
         ("mood", '{"text": "a", "label": "fair"}', "line 1: no example of task mood"),
-        ("mood", '{"text": "a", "label": 1}\n{"text": "a", "label": 2}', "line 2: no example of task mood"),
+        ("mood", '{"text": "a", "label": 1}\n\n{"text": "a", "label": 2}', "line 3: no example of task mood"),
         ("mood", '{"text": "a"}', "and label: one of bad | good, or its number"),
         ("mood", '{"label": 1}', "a JSON object with text, and label"),
         ("mood", '{"text": ', "line 1: no example"),
@@ -60,7 +60,7 @@ def test_examples_that_cannot_be_scored_are_refused(
 
 def test_labels_are_names_or_numbers_of_classes(export: Path) -> None:
     scorer = module_of("score_export")
-    rows = Path(_rows(export, '{"text": "a", "label": "good"}\n{"text": "b", "label": 0}\n'))
+    rows = Path(_rows(export, '{"text": "a\u2028b", "label": "good"}\n\n{"text": "b", "label": 0}\n'))
     assert [example["label"] for example in scorer.read(rows, CLASSES, None)] == [1.0, 0.0]
     assert len(scorer.read(rows, CLASSES, 1)) == 1
 
