@@ -172,7 +172,7 @@ def _metric(task: dict[str, Any], logits_NC: Any, labels: list[float]) -> float:
         values = logits_NC[:, 0].astype(np.float64)
         if len(true) < 2 or np.ptp(values) == 0 or np.ptp(true) == 0:
             return 0.0  # undefined, and as distmoe reports it
-        function = stats.pearsonr if task["metric"] == "pearson" else stats.spearmanr
+        function = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}[task["metric"]]
         value = float(function(values, true).statistic)
         return value if math.isfinite(value) else 0.0
     predicted = logits_NC.argmax(axis=1)
