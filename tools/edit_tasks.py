@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,9 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     change = parser.add_mutually_exclusive_group(required=True)
     change.add_argument("--add", type=Path, metavar="FOLDER", help="task folder with task.json")
     change.add_argument("--remove", metavar="NAME", help="name of a task")
-    parser.add_argument(
-        "--policy", choices=POLICIES, default="nearest", help="how it finds its route (default: nearest)"
-    )
+    parser.add_argument("--policy", choices=POLICIES, help="how it finds its route (default: nearest)")
     parser.add_argument("--like", metavar="TASK", help="task whose task groups it joins (default: by description)")
     parser.add_argument("--name", help="name of the new task (default: the folder's)")
     parser.add_argument(
@@ -44,9 +42,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that win over the recipe's")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.remove is not None:
+        given = [key for key in ("policy", "like", "name") if getattr(arguments, key) is not None]
+        if given:
+            parser.error(f"only --add reads {', '.join(f'--{key}' for key in given)}")
+    arguments.policy = arguments.policy or "nearest"
     try:
         done = _edit(arguments)
-        _complete(done.folder / "config.yaml")
     except DistmoeError as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 2
@@ -59,13 +61,15 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _complete(path: Path) -> None:
-    """Gives keys that the old run's distmoe did not know their defaults, and refuses contradictions at once."""
-    import yaml
+def _complete(values: dict[str, Any]) -> dict[str, Any]:
+    """Refuses contradictions at once, and gives keys that the old run's distmoe did not know their defaults."""
+    from distmoe.config import build
+    from distmoe.recipes.contradictions import check
+    from distmoe.training.config import RunConfig
 
-    from distmoe.recipes.loader import resolve
-
-    path.write_text(yaml.safe_dump(resolve(str(path)).model_dump(), sort_keys=False, allow_unicode=True))
+    config = build(RunConfig, values)
+    check(config)
+    return config.model_dump()
 
 
 def _edit(arguments: argparse.Namespace) -> EditedRun:
@@ -79,7 +83,7 @@ def _edit(arguments: argparse.Namespace) -> EditedRun:
 
     overlay = apply_overrides(load_recipe(arguments.recipe), arguments.overrides)
     if arguments.remove is not None:
-        return remove_task(arguments.checkpoint, arguments.out, arguments.remove, overlay=overlay)
+        return remove_task(arguments.checkpoint, arguments.out, arguments.remove, overlay=overlay, complete=_complete)
     folder = arguments.add.resolve()
     if not (folder / "task.json").is_file():
         raise DataError(
@@ -97,6 +101,7 @@ def _edit(arguments: argparse.Namespace) -> EditedRun:
         policy=arguments.policy,
         like=arguments.like,
         overlay=overlay,
+        complete=_complete,
     )
 
 

@@ -36,7 +36,8 @@ def continue_texts(
     """Returns what follows each text, at most up to the model's context.
 
     Raises:
-        ConfigError: If the checkpoint is no language model, or a text has no token or fills the context.
+        ConfigError: If the checkpoint is no language model, no token may be generated, or a text has no token or fills
+            the context.
         DataError: If there is no such task.
     """
     model, tokenizer, tasks = loaded.model, loaded.sources.tokenizer, loaded.sources.tasks
@@ -46,6 +47,13 @@ def continue_texts(
             got="an encoder",
             expected="a run with model.family=decoder",
             remedy="use tools/predict.py with its export",
+        )
+    if max_new_tokens < 1:
+        raise ConfigError(
+            "an answer needs room",
+            got=f"--max_new_tokens {max_new_tokens}",
+            expected="1 or more",
+            remedy="correct --max_new_tokens",
         )
     task_id = tasks.id_of(task)
     is_pair = tasks[task_id].kind == "generation"

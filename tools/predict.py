@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Predict with an exported distmoe model.")
     parser.add_argument("folder", type=Path, help="folder written by tools/convert_to_hf.py")
     parser.add_argument("text", nargs="*", help="one text, or two for a task of pairs")
@@ -27,7 +27,7 @@ def main() -> int:
         "--max_new_tokens", type=int, default=64, help="longest answer of a language model (default: 64)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args(argv)
     listed = _read_tasks(arguments.folder)
     if listed is None:
         return _fail(
@@ -36,6 +36,8 @@ def main() -> int:
             "a folder whose config.json names tasks",
             "export one: python tools/convert_to_hf.py runs/NAME/checkpoints/step_N OUT",
         )
+    if arguments.max_new_tokens < 1:
+        return _fail("an answer needs room", f"--max_new_tokens {arguments.max_new_tokens}", "1 or more", "correct it")
     tasks = {task["name"]: task for task in listed}
     if arguments.task is None:
         if arguments.text:
@@ -125,8 +127,11 @@ def _predicts_tokens(task: dict[str, Any]) -> bool:
 
 def _read_tasks(folder: Path) -> list[dict[str, Any]] | None:
     """The tasks of an export; None for a folder that is none."""
-    path = folder / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("tasks") if path.is_file() else None
+    try:
+        tasks = json.loads((folder / "config.json").read_text(encoding="utf-8"))["tasks"]
+        return tasks if all("name" in task and "labels" in task for task in tasks) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _describe(task: dict[str, Any]) -> str:

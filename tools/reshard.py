@@ -25,6 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the weights")
     parser.add_argument("--file-size", type=float, default=4.0, metavar="GB", help="largest file (default: 4)")
     arguments = parser.parse_args(argv)
+    if not 0 < arguments.file_size < float("inf"):  # neither is NaN
+        parser.error(f"--file-size {arguments.file_size}: a number of GB above 0")
 
     import torch
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -29,27 +30,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--logits", type=Path, metavar="FOLDER", help="also write each task's logits as TASK.npy")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     arguments = parser.parse_args(argv)
+    if arguments.limit is not None and arguments.limit < 1:
+        parser.error(f"--limit {arguments.limit}: 1 or more")
     if len(arguments.pairs) % 2:
         return _fail("an export without a file", f"{len(arguments.pairs)} paths", "pairs: EXPORT DATA", "add the file")
     found = []
-    for folder, file in zip(arguments.pairs[::2], arguments.pairs[1::2], strict=True):
-        config = folder / "config.json"
-        listed = json.loads(config.read_text("utf-8")).get("tasks") if config.is_file() else None
-        if listed is None:
-            expected = "a folder whose config.json names tasks"
-            return _fail("not an exported model", folder, expected, "see tools/convert_to_hf.py")
-        tasks = {task["name"]: task for task in listed}
-        name = arguments.task or (next(iter(tasks)) if len(tasks) == 1 else None)
-        if name not in tasks:
-            return _fail(f"{folder} does not have this task", name, " | ".join(tasks), "name one with --task")
-        if tasks[name].get("kind") in ("generation", "language_modeling"):
-            return _fail(
-                f"the answers of task {name} are texts, not classes or numbers",
-                tasks[name]["kind"],
-                "an export of an encoder",
-                "score the checkpoint with tools/evaluate.py; tools/predict.py shows what the export answers",
-            )
-        found.append(score(folder, tasks[name], read(file, arguments.limit), arguments.max_length, arguments.logits))
+    try:
+        for folder, file in zip(arguments.pairs[::2], arguments.pairs[1::2], strict=True):
+            task = task_of(folder, arguments.task)
+            examples = read(file, task, arguments.limit)
+            found.append(score(folder, task, examples, arguments.max_length, arguments.logits))
+    except RefusedError as refusal:
+        return _fail(*refusal.args)
     if arguments.json:
         print(json.dumps(found))
         return 0
@@ -58,10 +50,68 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def read(file: Path, limit: int | None) -> list[dict[str, Any]]:
-    """Returns the examples of a file, one JSON object a line."""
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [json.loads(line) for line in lines[:limit]]
+class RefusedError(Exception):
+    """What, got, expected, remedy."""
+
+
+def task_of(folder: Path, name: str | None) -> dict[str, Any]:
+    """Returns the entry of a task in an export's table.
+
+    Args:
+        folder: The export.
+        name: Of the task; None: its only one.
+
+    Raises:
+        RefusedError: If the folder is no export, or has no such task with one answer per text.
+    """
+    try:
+        listed = json.loads((folder / "config.json").read_text("utf-8"))["tasks"]
+        tasks = {task["name"]: task for task in listed}
+    except (OSError, ValueError, KeyError, TypeError):
+        expected = "a folder whose config.json names tasks"
+        raise RefusedError("not an exported model", folder, expected, "see tools/convert_to_hf.py") from None
+    name = name or (next(iter(tasks)) if len(tasks) == 1 else None)
+    if name not in tasks:
+        raise RefusedError(f"{folder} does not have this task", name, " | ".join(tasks), "name one with --task")
+    if tasks[name].get("kind") in ("generation", "language_modeling"):
+        raise RefusedError(
+            f"the answers of task {name} are texts, not classes or numbers",
+            tasks[name]["kind"],
+            "an export of an encoder",
+            "score the checkpoint with tools/evaluate.py; tools/predict.py shows what the export answers",
+        )
+    return tasks[name]
+
+
+def read(file: Path, task: dict[str, Any], limit: int | None) -> list[dict[str, Any]]:
+    """Returns the examples of a file, one JSON object a line, each label as a number.
+
+    Raises:
+        RefusedError: If the file cannot be read, has no example, or a line is none of the task.
+    """
+    try:
+        # Not splitlines: a text may hold other separators of lines than the one between examples.
+        numbered = enumerate(file.read_text(encoding="utf-8").split("\n"), start=1)
+        lines = [(number, line) for number, line in numbered if line.strip()]
+    except (OSError, ValueError) as failure:
+        raise RefusedError("the examples cannot be read", failure, "a file of JSON lines", "correct its path") from None
+    if not lines[:limit]:
+        what = f"{len(lines)} lines in {file}" + (f", --limit {limit}" if limit is not None else "")
+        raise RefusedError("there is no example to score", what, "1 or more", "name a file with examples")
+    return [_example(line, f"{file}, line {number}", task) for number, line in lines[:limit]]
+
+
+def _example(line: str, where: str, task: dict[str, Any]) -> dict[str, Any]:
+    names = ["text", *(["text_pair"] if task["pair"] else [])]
+    try:
+        example = json.loads(line)
+        if all(isinstance(example[name], str) for name in names):
+            return example | {"label": _label(example["label"], task)}
+    except (ValueError, KeyError, TypeError):
+        pass
+    labels = f"one of {' | '.join(task['labels'])}, or its number" if task["labels"] else "a number"
+    expected = f"a JSON object with {' and '.join(names)}, and label: {labels}"
+    raise RefusedError(f"{where}: no example of task {task['name']}", line[:120], expected, "correct the line")
 
 
 def score(
@@ -95,7 +145,7 @@ def score(
     return {
         "task": task["name"],
         "metric": task["metric"],
-        "score": _metric(task, logits_NC, [_label(example["label"], task) for example in examples]),
+        "score": _metric(task, logits_NC, [example["label"] for example in examples]),
         "examples": len(examples),
         "class": type(model).__name__,
         "without distmoe": not any(name.partition(".")[0] == "distmoe" for name in sys.modules),
@@ -103,7 +153,13 @@ def score(
 
 
 def _label(value: Any, task: dict[str, Any]) -> float:
-    return task["labels"].index(value) if value in task["labels"] else float(value)
+    """A class as its number; ValueError for what is none."""
+    if value in task["labels"]:
+        return float(task["labels"].index(value))
+    number = float(value)
+    if (task["labels"] and number not in range(len(task["labels"]))) or not math.isfinite(number):
+        raise ValueError(value)
+    return number
 
 
 def _metric(task: dict[str, Any], logits_NC: Any, labels: list[float]) -> float:
@@ -113,8 +169,12 @@ def _metric(task: dict[str, Any], logits_NC: Any, labels: list[float]) -> float:
 
     true = np.asarray(labels)
     if not task["labels"]:
+        values = logits_NC[:, 0].astype(np.float64)
+        if len(true) < 2 or np.ptp(values) == 0 or np.ptp(true) == 0:
+            return 0.0  # undefined, and as distmoe reports it
         function = {"pearson": stats.pearsonr, "spearman": stats.spearmanr}[task["metric"]]
-        return float(function(logits_NC[:, 0].astype(np.float64), true).statistic)
+        value = float(function(values, true).statistic)
+        return value if math.isfinite(value) else 0.0
     predicted = logits_NC.argmax(axis=1)
     match task["metric"]:
         case "accuracy":

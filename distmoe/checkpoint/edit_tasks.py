@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from distmoe.checkpoint import store
-from distmoe.checkpoint.edited_run import EditedRun, write_edited_run
+from distmoe.checkpoint.edited_run import Complete, EditedRun, write_edited_run
 from distmoe.checkpoint.edited_tensors import Mixtures
 from distmoe.checkpoint.new_task import Policy, mixture, similarities
 from distmoe.checkpoint.stored_model import StoredModel
@@ -41,6 +41,7 @@ def add_task(
     policy: Policy = "nearest",
     like: str | None = None,
     overlay: Mapping[str, Any] | None = None,
+    complete: Complete = dict,
 ) -> EditedRun:
     """Writes a run that goes on from a checkpoint with one task more.
 
@@ -53,11 +54,12 @@ def add_task(
         like: Task whose task groups it joins, and whose row `nearest` takes; None: the one with the most similar
             description.
         overlay: Configuration values of the new run, by section, over those of the old one.
+        complete: Checks the configuration of the new run before anything is written, and returns it with every key.
 
     Raises:
         CheckpointError: If the checkpoint is incomplete or damaged, or ``out`` holds something.
         DataError: If a task of that name exists, or ``like`` does not.
-        ConfigError: If the gate has no row that the policy could make.
+        ConfigError: If the gate has no row that the policy could make, or the overlay makes another model.
     """
     loaded, out = _read(checkpoint), Path(out)
     _check_policy(loaded.model, policy)
@@ -71,11 +73,17 @@ def add_task(
     everywhere = mixture(policy, similarity_M, members=range(len(loaded.tasks)), nearest=reference)
     config = _with_task(loaded, edit, spec, Path(task_folder), reference)
     mixtures = Mixtures(tuple(weights), everywhere)
-    return write_edited_run(loaded, out, edit, config, mixtures, like=loaded.tasks[reference].name, overlay=overlay)
+    like = loaded.tasks[reference].name
+    return write_edited_run(loaded, out, edit, config, mixtures, like=like, overlay=overlay, complete=complete)
 
 
 def remove_task(
-    checkpoint: Path | str, out: Path | str, name: str, *, overlay: Mapping[str, Any] | None = None
+    checkpoint: Path | str,
+    out: Path | str,
+    name: str,
+    *,
+    overlay: Mapping[str, Any] | None = None,
+    complete: Complete = dict,
 ) -> EditedRun:
     """Writes a run that goes on from a checkpoint with one task less.
 
@@ -84,11 +92,13 @@ def remove_task(
         out: Folder of the new run; new or empty.
         name: The task.
         overlay: Configuration values of the new run, by section, over those of the old one.
+        complete: Checks the configuration of the new run before anything is written, and returns it with every key.
 
     Raises:
         CheckpointError: If the checkpoint is incomplete or damaged, or ``out`` holds something.
         DataError: If there is no such task.
-        ConfigError: If it is the only one, or its experts cannot leave all layers alike.
+        ConfigError: If it is the only one, its experts cannot leave all layers alike, or the overlay makes another
+            model.
     """
     loaded, out = _read(checkpoint), Path(out)
     edit = removing(loaded.tasks, loaded.grouping, loaded.tasks.id_of(name))
@@ -98,7 +108,7 @@ def remove_task(
     if isinstance(table := _gate_section(config).get("table"), dict):
         _gate_section(config)["table"] = {key: row for key, row in table.items() if key != name}
     mixtures = Mixtures((None,) * edit.grouping.num_layers, None)
-    return write_edited_run(loaded, out, edit, config, mixtures, like=None, overlay=overlay)
+    return write_edited_run(loaded, out, edit, config, mixtures, like=None, overlay=overlay, complete=complete)
 
 
 def _read(checkpoint: Path | str) -> StoredModel:

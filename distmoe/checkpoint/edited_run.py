@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distmoe.checkpoint import store
 from distmoe.checkpoint.consolidate import read_moments, read_weights
+from distmoe.checkpoint.edited_config import config_of_new_run
 from distmoe.checkpoint.edited_tensors import Mixtures, begins_anew, moved_tensors
 from distmoe.checkpoint.fragments import Fragment
 from distmoe.checkpoint.global_view import replicated
@@ -27,6 +28,9 @@ from distmoe.models.config import ModelConfig
 from distmoe.tasks import TaskGrouping, TaskSet
 
 CONFIG_FILE = "config.yaml"
+
+Complete = Callable[[dict[str, Any]], dict[str, Any]]
+"""From the configuration of a new run to the checked one with every key."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ def write_edited_run(
     *,
     like: str | None,
     overlay: Mapping[str, Any] | None,
+    complete: Complete,
 ) -> EditedRun:
     """Writes the folder of a run that begins with the edited model.
 
@@ -70,16 +75,18 @@ def write_edited_run(
         mixtures: What a new task is given.
         like: Name of the task whose task groups a new one joins.
         overlay: Values of the new run, by section, over those of ``config``.
+        complete: Checks the configuration of the new run, and returns it with every key.
 
     Raises:
         CheckpointError: If ``out`` holds something.
+        ConfigError: If the overlay makes another model, or ``complete`` refuses the configuration.
     """
     refuse_content(out, "the edited run")
+    config = complete(config_of_new_run(loaded, out, edit, config, overlay or {}))
     old_parts = _parts(loaded)
     weights_by_name = {key.partition("/")[2]: value for key, value in old_parts.items()}
     shape = find_shape(loaded.folder, loaded.manifest.config, weights_by_name)
     tokenizer = find_tokenizer(loaded.folder, loaded.manifest.config)
-    config = _config_of_new_run(loaded, out, edit, config, overlay or {})
     model = build(ModelConfig, config["model"])
     parts, records = moved_tensors(loaded, edit, old_parts, model, shape, mixtures)
     optimizer = loaded.manifest.optimizer | ({"adam_step": 0} if begins_anew(model) else {})
@@ -101,47 +108,6 @@ def write_edited_run(
         )
     checkpoint = out / "checkpoints" / saved.name
     return EditedRun(out, checkpoint, edit.tasks, edit.grouping, like, (_count(old_parts), _count(parts)))
-
-
-def _config_of_new_run(
-    loaded: StoredModel, out: Path, edit: TaskEdit, config: dict[str, Any], overlay: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The old configuration with the new tasks, groups and folder; the overlay wins except over these."""
-    config = _merged(config, overlay)
-    config.setdefault("tasks", {})["names"] = list(edit.tasks.names)
-    # Learning goes on from a state of its own, which does not know the edited tasks; what it has found is kept.
-    config.setdefault("structure", {})["learn"] = None
-    moe = config.get("model", {}).get("moe")
-    if moe is not None and edit.grouping.layers:
-        assert loaded.model.moe is not None
-        if loaded.model.moe.experts_per_task_group is None:
-            moe["num_experts"] = edit.num_experts(loaded.model.moe.num_experts, loaded.grouping)
-        config.setdefault("structure", {})["grouping"] = [
-            [[edit.tasks[task].name for task in members] for members in partition] for partition in edit.grouping.layers
-        ]
-    config.setdefault("data", {})["tokenizer"] = str(out.resolve() / TOKENIZER)
-    _set_trained_tasks(config, edit)
-    run = config.setdefault("run", {})
-    run["name"], run["output_dir"] = out.resolve().name, str(out.resolve().parent)
-    return config
-
-
-def _set_trained_tasks(config: dict[str, Any], edit: TaskEdit) -> None:
-    """With a frozen body, examples of the tasks that were there could change nothing but their own heads and routes."""
-    added = [edit.tasks[new].name for new, was in enumerate(edit.task_origin) if was is None]
-    sampling = config["data"].setdefault("sampling", {})
-    if added and config.get("model", {}).get("freeze") == "body":
-        sampling["tasks"] = added
-    elif sampling.get("tasks") is not None:
-        sampling["tasks"] = [name for name in sampling["tasks"] if name in edit.tasks.names] or None
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return result
 
 
 def _parts(loaded: StoredModel) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ def moved_tensors(
         mixtures: What a new task is given.
 
     Raises:
-        CheckpointError: If the checkpoint lacks a tensor.
+        CheckpointError: If the checkpoint lacks a tensor, or has one of another shape.
     """
     seed = loaded.manifest.config.get("run", {}).get("seed", 0)
     hosting = single_process(edit.grouping).hosting
@@ -89,7 +89,15 @@ def moved_tensors(
         record = _record(was, fresh, trained=name in trained)
         mover = _Mover(loaded, edit, axes, index, mixtures.of(name, index))
         value, *moments = PARTS[record.kind]
-        moved[f"{value}/{name}"] = mover.move(parts[f"{PARTS[was.kind][0]}/{old_name}"], fresh, value)
+        weight = mover.move(parts[f"{PARTS[was.kind][0]}/{old_name}"], fresh, value)
+        if weight.shape != fresh.shape:
+            raise CheckpointError(
+                f"{loaded.folder} has a tensor of another shape than the model that its manifest describes",
+                got=f"{name} {list(weight.shape)}",
+                expected=list(fresh.shape),
+                remedy="edit it with the version of distmoe that wrote it",
+            )
+        moved[f"{value}/{name}"] = weight
         for part in moments:
             zeros, old = torch.zeros_like(fresh), parts.get(f"{part}/{old_name}")
             if old is None or begins_anew(config):

@@ -17,13 +17,13 @@ import distmoe
 from distmoe.checkpoint.export_conditional import exported_conditional
 from distmoe.checkpoint.export_decoder import CODE_FILES as DECODER_FILES
 from distmoe.checkpoint.export_decoder import decoder_tensors, decoder_values, prefixed
-from distmoe.checkpoint.export_folder import VERSION_KEY, check_target, new_export
+from distmoe.checkpoint.export_folder import CARD, VERSION_KEY, check_target, new_export
 from distmoe.checkpoint.export_routed import exported_routed
+from distmoe.checkpoint.export_tokenizer import read_tokenizer, special_tokens, write_tokenizer
 from distmoe.checkpoint.hf_folder import write_model
 from distmoe.checkpoint.model_card import model_card
 from distmoe.checkpoint.run_files import find_tokenizer
 from distmoe.checkpoint.stored_model import StoredModel
-from distmoe.data.indexed.tokens import end_token_id
 from distmoe.errors import CheckpointError
 from distmoe.models.build import MultiTaskModel
 from distmoe.models.config import ModelConfig
@@ -95,12 +95,16 @@ def write_export(
         prompt: Template of the prompts of generation tasks.
 
     Raises:
-        CheckpointError: If ``out`` holds something that is not an export, or the tokenizer cannot be loaded.
+        CheckpointError: If ``out`` holds something that is not an export, or the tokenizer cannot be loaded or has
+            more tokens than the model.
     """
     check_exportable(config)
+    tokenizer = None
+    if tokenizer_folder is not None:
+        tokenizer = read_tokenizer(tokenizer_folder, vocab_size=model.shape.vocab_size)
     if isinstance(model, MultiTaskDecoder):
         tensors, routed_entries = decoder_tensors(model, config=config, grouping=grouping)
-        tensors, special = prefixed(tensors), special_tokens(tokenizer_folder)
+        tensors, special = prefixed(tensors), special_tokens(tokenizer)
         values = decoder_values(
             model,
             config=config,
@@ -129,9 +133,11 @@ def write_export(
     with new_export(out) as draft:
         write_model(draft, config=values, tensors=tensors)
         write_code(draft, DECODER_FILES if isinstance(model, MultiTaskDecoder) else CODE_FILES)
-        if tokenizer_folder is not None:
-            write_tokenizer(tokenizer_folder, draft, max_length=model.shape.max_positions)
-        (draft / "README.md").write_text(card, encoding="utf-8")
+        if tokenizer is not None:
+            # A decoder is padded as its tokenizer says; an encoder's position table begins with the first real token.
+            side = None if isinstance(model, MultiTaskDecoder) else "right"
+            write_tokenizer(tokenizer, draft, max_length=model.shape.max_positions, padding_side=side)
+        (draft / CARD).write_text(card, encoding="utf-8")
     return out
 
 
@@ -213,51 +219,6 @@ def exported_config(
         "conditional": conditional,
         VERSION_KEY: distmoe.__version__,
     }
-
-
-def write_tokenizer(source: Path, out: Path, *, max_length: int) -> None:
-    """Saves a tokenizer in today's format, its class included: AutoTokenizer cannot infer it from the model type.
-
-    Raises:
-        CheckpointError: If the folder holds no tokenizer that transformers can load.
-    """
-    tokenizer = _load_tokenizer(source)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, max_length)
-    tokenizer.save_pretrained(out)
-
-
-def special_tokens(tokenizer_folder: Path | None) -> dict[str, int]:
-    """The ids of a tokenizer's first token of a text, if it has one, and of the token that training put behind texts.
-
-    Args:
-        tokenizer_folder: The run's.
-
-    Returns:
-        By the names of config.json.
-
-    Raises:
-        CheckpointError: If the folder holds no tokenizer that transformers can load.
-    """
-    if tokenizer_folder is None:
-        return {}
-    tokenizer = _load_tokenizer(tokenizer_folder)
-    first = getattr(tokenizer, "bos_token_id", None)
-    # Without the end token, which is [SEP] for a tokenizer of BERT's kind, transformers would generate to the limit.
-    return {"eos_token_id": end_token_id(tokenizer)} | ({"bos_token_id": first} if isinstance(first, int) else {})
-
-
-def _load_tokenizer(source: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(source, local_files_only=True)
-    except (OSError, ValueError, KeyError) as failure:
-        raise CheckpointError(
-            "the tokenizer of the run cannot be loaded",
-            got=f"{source}: {str(failure).splitlines()[0]}",
-            expected="a folder with the files of a Hugging Face tokenizer",
-            remedy="name the folder: tools/convert_to_hf.py CHECKPOINT OUT --tokenizer FOLDER",
-        ) from None
 
 
 def is_routed(name: str) -> bool:

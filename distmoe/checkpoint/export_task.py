@@ -12,15 +12,14 @@ from torch import Tensor
 import distmoe
 from distmoe.checkpoint.export_decoder import CODE_FILES as DECODER_FILES
 from distmoe.checkpoint.export_decoder_task import decoder_task
-from distmoe.checkpoint.export_folder import VERSION_KEY, check_target, new_export
+from distmoe.checkpoint.export_folder import CARD, VERSION_KEY, check_target, new_export
 from distmoe.checkpoint.export_hf import (
     CODE_FILES,
     check_exportable,
     exported_config,
-    special_tokens,
     write_code,
-    write_tokenizer,
 )
+from distmoe.checkpoint.export_tokenizer import read_tokenizer, special_tokens, write_tokenizer
 from distmoe.checkpoint.hf_folder import write_model
 from distmoe.checkpoint.key_tables import to_hf
 from distmoe.checkpoint.model_card import task_card
@@ -116,8 +115,11 @@ def write_task_export(
         prompt: Template of the prompts of generation tasks.
     """
     spec = tasks[task_id]
+    tokenizer = None
+    if tokenizer_folder is not None:
+        tokenizer = read_tokenizer(tokenizer_folder, vocab_size=model.shape.vocab_size)
     if isinstance(model, MultiTaskDecoder):
-        special = special_tokens(tokenizer_folder)
+        special = special_tokens(tokenizer)
         network, values, tensors = decoder_task(
             model, config=config, tasks=tasks, grouping=grouping, task_id=task_id, special_tokens=special,
             prompt=prompt,
@@ -135,9 +137,11 @@ def write_task_export(
         write_model(draft, config=values, tensors=tensors)
         if not network.is_stock:
             write_code(draft, DECODER_FILES if isinstance(model, MultiTaskDecoder) else CODE_FILES)
-        if tokenizer_folder is not None:
-            write_tokenizer(tokenizer_folder, draft, max_length=model.shape.max_positions)
-        (draft / "README.md").write_text(card, encoding="utf-8")
+        if tokenizer is not None:
+            # A decoder is padded as its tokenizer says; an encoder's position table begins with the first real token.
+            side = None if isinstance(model, MultiTaskDecoder) else "right"
+            write_tokenizer(tokenizer, draft, max_length=model.shape.max_positions, padding_side=side)
+        (draft / CARD).write_text(card, encoding="utf-8")
     return TaskExport(out, architecture, network)
 
 
@@ -152,6 +156,7 @@ def _self_contained(
         conditional=network.conditional,
     )
     values["intermediate_size"] = network.width or model.shape.intermediate_size
+    values |= {"default_task": spec.name} | _label_values(spec)
     named = {
         name if name.startswith("heads.") else f"distmoe.{name}": value.contiguous()
         for name, value in network.tensors.items()
@@ -179,7 +184,6 @@ def _stock(
 
 
 def _stock_config(family: str, width: int, shape: EncoderShape, config: ModelConfig, spec: TaskSpec) -> dict[str, Any]:
-    labels = list(spec.labels) or [spec.name]
     return {
         "architectures": ["BertForSequenceClassification" if family == "bert" else "RobertaForSequenceClassification"],
         "model_type": family,
@@ -198,10 +202,18 @@ def _stock_config(family: str, width: int, shape: EncoderShape, config: ModelCon
         "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": config.attention_dropout,
         "classifier_dropout": config.dropout,
-        "problem_type": "regression" if spec.is_regression else "single_label_classification",
-        "id2label": {str(index): label for index, label in enumerate(labels)},
-        "label2id": {label: index for index, label in enumerate(labels)},
+        **_label_values(spec),
         # What tools/predict.py reads; transformers keeps keys that it does not know.
         "tasks": [row | {"num_outputs": spec.num_outputs} for row in TaskSet((spec,)).to_json()],
         VERSION_KEY: distmoe.__version__,
+    }
+
+
+def _label_values(spec: TaskSpec) -> dict[str, Any]:
+    """What transformers makes of logits: the classes, or, of a regression, one number under the task's name."""
+    labels = list(spec.labels) or [spec.name]
+    return {
+        "problem_type": "regression" if spec.is_regression else "single_label_classification",
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
     }

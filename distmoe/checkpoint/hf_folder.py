@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,8 +95,16 @@ def weight_files(folder: Path) -> list[Path]:
 
 def write_model(folder: Path, *, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Writes ``config.json`` and ``model.safetensors``."""
-    path = folder / CONFIG
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
-    # safetensors makes files that only their owner can read; an export is there to be shared as the umask says.
-    shutil.copymode(path, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_tensors(folder / WEIGHTS, tensors)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a new safetensors file with the rights of other new files.
+
+    safetensors makes files that only their owner can read; these are there to be shared as the umask says.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(mode)

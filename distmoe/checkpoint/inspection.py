@@ -114,7 +114,7 @@ def inspect(folder: Path | str, *, contents: bool = False) -> Inspection:
         contents: Also compare the checksum of every file.
 
     Raises:
-        CheckpointError: If the folder is not a complete checkpoint, or its index cannot be read.
+        CheckpointError: If the folder is not a complete checkpoint, or its manifest cannot be read.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)

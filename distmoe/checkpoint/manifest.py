@@ -9,12 +9,26 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from distmoe.checkpoint.migrations import migrated
 from distmoe.checkpoint.storage import write_json
-from distmoe.errors import CheckpointError
+from distmoe.errors import CheckpointError, ConfigError, DataError
+from distmoe.tasks import TaskGrouping, TaskSet
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+TENSOR_KINDS = ("trainable", "frozen", "buffer")
+_KINDS: dict[str, Any] = {
+    "step": int,
+    "tasks": list,
+    "grouping": dict,
+    "config": dict,
+    "metrics": dict,
+    "score": (int, float, type(None)),
+    "optimizer": dict,
+    "topology": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,8 @@ def read_manifest(folder: Path) -> Manifest:
             name: FileRecord(int(record["size"]), str(record["sha256"])) for name, record in values["files"].items()
         }
         manifest = Manifest(**values)
-    except (ValueError, KeyError, TypeError, AttributeError) as failure:
+        _check(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, DataError, ConfigError) as failure:
         raise CheckpointError(
             f"{path} is damaged",
             got=f"{type(failure).__name__}: {failure}",
@@ -123,6 +138,23 @@ def read_manifest(folder: Path) -> Manifest:
                 remedy="do not load this checkpoint; it was not written by distmoe",
             )
     return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Refuses values of another kind than :class:`Manifest` says, which would be a traceback later."""
+    for name, kind in _KINDS.items():
+        if not isinstance(getattr(manifest, name), kind):
+            raise TypeError(f"{name} is {getattr(manifest, name)!r}")
+    for name, record in manifest.tensors.items():
+        if record.kind not in TENSOR_KINDS:
+            raise ValueError(f"tensor {name} is of kind {record.kind!r}")
+        if not all(type(length) is int and length >= 0 for length in record.shape):
+            raise ValueError(f"tensor {name} has shape {record.shape!r}")
+        if not isinstance(getattr(torch, str(record.dtype), None), torch.dtype):
+            raise ValueError(f"tensor {name} is of type {record.dtype!r}")
+    tasks, grouping = TaskSet.from_json(manifest.tasks), TaskGrouping.from_json(manifest.grouping)
+    if grouping.num_tasks != len(tasks):
+        raise ValueError(f"{len(tasks)} tasks, and a grouping of {grouping.num_tasks}")
 
 
 def record_file(path: Path) -> FileRecord:

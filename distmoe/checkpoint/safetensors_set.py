@@ -18,15 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from distmoe.checkpoint.consolidate import Part, read_moments, read_weights
-from distmoe.checkpoint.integrity import verify
+from distmoe.checkpoint.hf_folder import write_tensors
+from distmoe.checkpoint.integrity import refuse_damage
 from distmoe.checkpoint.manifest import Manifest, read_manifest
 from distmoe.checkpoint.new_folder import new_folder, refuse_content
 from distmoe.checkpoint.storage import write_json
-from distmoe.errors import CheckpointError
 
 DESCRIPTION = "checkpoint.json"
 STEMS: dict[Part, str] = {"fp32": "model", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
@@ -72,14 +71,7 @@ def write_set(
     checkpoint, out = Path(checkpoint), Path(out)
     refuse_content(out, "the consolidated files")
     manifest = read_manifest(checkpoint)
-    problems = verify(checkpoint, manifest, contents=True).problems
-    if problems:
-        raise CheckpointError(
-            f"{checkpoint} is damaged",
-            got="; ".join(problems[:3]),
-            expected="the files that the manifest lists",
-            remedy="use another checkpoint of the run",
-        )
+    refuse_damage(checkpoint, manifest)
     written = 0
     parts: tuple[Part, ...] = ("fp32", "exp_avg", "exp_avg_sq") if moments else ("fp32",)
     with new_folder(out) as draft:
@@ -113,7 +105,7 @@ def _write_part(
                 name: value if manifest.tensors[name].kind == "buffer" else value.to(dtype)
                 for name, value in tensors.items()
             }
-        save_file(tensors, draft / file, metadata={"format": "pt"})
+        write_tensors(draft / file, tensors)
         weight_map |= dict.fromkeys(names, file)
         progress(file, (draft / file).stat().st_size)
     index: Mapping[str, Any] = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}

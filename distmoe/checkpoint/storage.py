@@ -156,7 +156,11 @@ def read_whole_index(folder: Path) -> dict[str, Any]:
 def _check_entry(path: Path, key: str, entry: dict[str, Any]) -> None:
     if entry["dtype"] not in _DTYPES:
         raise ValueError(f"{key}: unknown type {entry['dtype']!r}")
+    _check_numbers(key, "size", entry["size"])
     for chunk in entry["chunks"]:
+        _check_numbers(key, "offset", chunk["offset"])
+        _check_numbers(key, "size", chunk["size"])
+        _check_numbers(key, "place", [chunk["start"], chunk["bytes"]])
         name = chunk["file"]
         if name != os.path.basename(name) or name in ("", ".", ".."):
             raise CheckpointError(
@@ -167,6 +171,11 @@ def _check_entry(path: Path, key: str, entry: dict[str, Any]) -> None:
             )
         if not len(chunk["offset"]) == len(chunk["size"]) == len(entry["size"]):
             raise ValueError(f"{key}: a chunk with another number of dimensions")
+
+
+def _check_numbers(key: str, what: str, found: Any) -> None:
+    if not isinstance(found, list) or not all(type(number) is int and number >= 0 for number in found):
+        raise ValueError(f"{key}: {what} {found!r} in place of a list of numbers from 0 up")
 
 
 def write_json(path: Path, value: object) -> None:

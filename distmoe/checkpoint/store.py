@@ -142,14 +142,9 @@ def check(folder: Path, *, tasks: TaskSet, grouping: TaskGrouping | None = None,
 
 def _check(folder: Path, tasks: TaskSet, grouping: TaskGrouping | None, checksums: bool) -> Manifest:
     manifest = read_manifest(folder)
-    stored = TaskSet.from_json(manifest.tasks)
-    if stored.fingerprint != tasks.fingerprint:
-        raise CheckpointError(
-            f"{folder} was written for another task set",
-            got=_tasks_text(stored, tasks),
-            expected=" | ".join(tasks.names),
-            remedy="train with the same tasks, or start a new run",
-        )
+    refuse_other_tasks(
+        folder, TaskSet.from_json(manifest.tasks), tasks, remedy="train with the same tasks, or start a new run"
+    )
     if grouping is not None and TaskGrouping.from_json(manifest.grouping) != grouping:
         raise CheckpointError(
             f"{folder} was written for another task grouping",
@@ -171,6 +166,29 @@ def _check(folder: Path, tasks: TaskSet, grouping: TaskGrouping | None, checksum
     return manifest
 
 
+def refuse_other_tasks(folder: Path, stored: TaskSet, tasks: TaskSet, *, remedy: str) -> None:
+    """Compares tasks with those of a checkpoint: their order numbers heads and gate rows.
+
+    Args:
+        folder: Of the checkpoint, for the error.
+        stored: Its tasks.
+        tasks: Those that stand for them now.
+        remedy: What the user may do.
+
+    Raises:
+        CheckpointError: If they differ in anything: names, order, labels, metrics, descriptions.
+    """
+    if stored.fingerprint == tasks.fingerprint:
+        return
+    names = " | ".join(stored.names)
+    raise CheckpointError(
+        f"{folder} was written for another task set",
+        got=names if stored.names != tasks.names else f"{names}, with other labels, metrics or descriptions",
+        expected=" | ".join(tasks.names),
+        remedy=remedy,
+    )
+
+
 def load(folder: Path, *, manifest: Manifest, fragments: list[Fragment]) -> LoadedState:
     """Fills the fragments in place and returns the rest. Collective if there are ranks.
 
@@ -180,7 +198,8 @@ def load(folder: Path, *, manifest: Manifest, fragments: list[Fragment]) -> Load
         fragments: What this rank wants; any cut of the same global tensors.
 
     Raises:
-        CheckpointError: If the model has other tensors than the checkpoint, before anything is filled.
+        CheckpointError: On every rank, if the model has other tensors than the checkpoint, more or fewer; before
+            anything is filled.
     """
     folder = Path(folder)
     _compare_tensors(folder, manifest, fragments)
@@ -214,6 +233,21 @@ def read_fragments(folder: Path, fragments: list[Fragment], *, no_dist: bool) ->
 
 
 def _compare_tensors(folder: Path, manifest: Manifest, fragments: Sequence[Fragment]) -> None:
+    """Refuses another model, on all ranks: a rank sees its own fragments, and only all of them make up the model."""
+    names = together(lambda: _compare_own(folder, manifest, fragments), None, folder)
+    lost = sorted(manifest.tensors.keys() - set().union(*names))
+    if lost:
+        shown = ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")
+        raise CheckpointError(
+            f"{folder} holds more than the model: {len(lost)} of its {len(manifest.tensors)} tensors would be lost",
+            got=f"a model without {shown}",
+            expected=f"a model with all {len(manifest.tensors)} tensors",
+            remedy="build the model with the checkpoint's model section (its config.yaml)",
+        )
+
+
+def _compare_own(folder: Path, manifest: Manifest, fragments: Sequence[Fragment]) -> set[str]:
+    """Compares what this rank wants with what is stored, and returns its names."""
     for fragment in fragments:
         part, name = fragment.key.split("/", 1)
         record = manifest.tensors.get(name)
@@ -235,11 +269,7 @@ def _compare_tensors(folder: Path, manifest: Manifest, fragments: Sequence[Fragm
                 expected=list(shape),
                 remedy="build the model with the checkpoint's model section (its config.yaml)",
             )
-
-
-def _tasks_text(stored: TaskSet, tasks: TaskSet) -> str:
-    names = " | ".join(stored.names)
-    return names if stored.names != tasks.names else f"{names}, with other labels, metrics or descriptions"
+    return set(wanted)
 
 
 @contextmanager

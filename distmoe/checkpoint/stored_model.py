@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distmoe.checkpoint.consolidate import read_weights
+from distmoe.checkpoint.integrity import refuse_damage
 from distmoe.checkpoint.manifest import Manifest, read_manifest
 from distmoe.checkpoint.run_files import find_shape, find_test_scores
 from distmoe.config import build
@@ -70,9 +71,14 @@ class StoredModel:
     def rebuild(self) -> MultiTaskModel:
         """Returns the whole model on this process, in float32 and eval mode.
 
+        Every file is compared with its checksum first: one more reading of all files, moments included, against a
+        model that looks whole and is not.
+
         Raises:
-            CheckpointError: If the weights are not those of the model that the manifest describes.
+            CheckpointError: If the checkpoint is damaged, or its weights are not those of the model that its manifest
+                describes.
         """
+        refuse_damage(self.folder, self.manifest)
         weights = read_weights(self.folder)
         shape = find_shape(self.folder, self.manifest.config, weights)
         hosting = single_process(self.grouping).hosting

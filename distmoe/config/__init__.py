@@ -1,7 +1,7 @@
 """The typed configuration mechanism: strict sections, dotted overrides, clear errors."""
 
 from distmoe.config.overrides import apply_overrides
-from distmoe.config.section import Section, build, describe
+from distmoe.config.section import Section, build, describe, leaves
 from distmoe.config.yaml_values import read_yaml
 
-__all__ = ["Section", "apply_overrides", "build", "describe", "read_yaml"]
+__all__ = ["Section", "apply_overrides", "build", "describe", "leaves", "read_yaml"]

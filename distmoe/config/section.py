@@ -64,6 +64,15 @@ def describe(section: type[Section], prefix: str = "") -> list[tuple[str, str, s
     return rows
 
 
+def leaves(section: Section, prefix: str = "") -> dict[str, object]:
+    """Values of a section and its sub-sections by dotted key; a sub-section that is switched off is itself a leaf."""
+    found: dict[str, object] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        found |= leaves(value, f"{prefix}{name}.") if isinstance(value, Section) else {f"{prefix}{name}": value}
+    return found
+
+
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"

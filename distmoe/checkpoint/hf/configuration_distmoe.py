@@ -23,8 +23,9 @@ class DistmoeConfig(PretrainedConfig):
         conditional: Task-conditioned modules; None: none. `alignment` (whether), `layer_norm` (layers), `attention`
             (`layers`, `max_length`, `block_side`), `adapters` (by layer: `size`, `activation`, `norm`), `chain` (the
             same, of adapters over all layers that make the output).
-        default_task: Task of a call that names none. `from_pretrained(..., default_task="sst2")` makes a single-task
-            model of it, with that task's labels, for example for a pipeline.
+        default_task: Task of a call that names none; the only one, if there is one. `from_pretrained(...,
+            default_task="sst2")` makes a single-task model of it, with that task's labels and problem type, for
+            example for a pipeline.
         distmoe_version: Version that wrote the export.
     """
 
@@ -75,7 +76,7 @@ class DistmoeConfig(PretrainedConfig):
         self.conditional = conditional
         self.distmoe_version = distmoe_version
         super().__init__(pad_token_id=pad_token_id, **kwargs)
-        self.default_task = default_task
+        self.default_task = self.task_names[0] if default_task is None and len(self.tasks) == 1 else default_task
 
     def __setattr__(self, key, value):
         # from_pretrained sets keyword arguments as attributes after construction, hence not in __init__.
@@ -84,6 +85,8 @@ class DistmoeConfig(PretrainedConfig):
             task = self.tasks[self.task_id(value)]
             self.id2label = dict(enumerate(task["labels"] or [task["name"]]))
             self.label2id = {label: index for index, label in self.id2label.items()}
+            # What a pipeline makes of logits: probabilities of classes, or the number itself.
+            self.problem_type = "regression" if task["kind"] == "regression" else "single_label_classification"
 
     @property
     def task_names(self):

@@ -3,13 +3,16 @@
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(FOLDER, trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)
     logits = model(**tokenizer("A charming film.", return_tensors="pt"), task="sst2").logits
 
 Shape letters: B sequences, S positions, T real tokens (padding removed), D model width, H hidden width of a router,
 E experts of a layer over all task groups, K experts per token, M tasks, C outputs of the widest head; of conditional
 modules: L positions with an attention bias, s side of a block.
 """
+
+from numbers import Integral
+from types import NoneType
 
 import torch
 import torch.nn.functional as F
@@ -550,7 +553,7 @@ class DistmoeForSequenceClassification(DistmoePreTrainedModel):
         )
         logits = self.heads(self.dropout(encoded.pooler_output), task_ids_B)
         loss = None if labels is None else self._loss(logits, labels, task_ids_B)
-        per_row = isinstance(task, (list, tuple)) or (isinstance(task_ids, (list, tuple, torch.Tensor)))
+        per_row = not isinstance(task, (str, NoneType)) or not isinstance(task_ids, (Integral, NoneType))
         if not per_row and len(input_ids):
             logits = logits[:, : self.heads.num_outputs[int(task_ids_B[0])]]
         output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from distmoe.config import Section
+from distmoe.config import Section, leaves
 from distmoe.errors import ConfigError
 
 LayerChoice = Literal["upper", "top", "all"] | list[int]
@@ -101,8 +101,8 @@ class ConditionalConfig(Section):
     def _refuse_unread_keys(self) -> None:
         """In mode ``repo`` the published code decides; a key that differs from its default would be ignored."""
         read = {"mode", "repo_layout", "condition_on", "attention.max_length"}
-        defaults = _leaves(ConditionalConfig.model_construct())
-        unread = sorted(key for key, value in _leaves(self).items() if key not in read and value != defaults[key])
+        defaults = leaves(ConditionalConfig.model_construct())
+        unread = sorted(key for key, value in leaves(self).items() if key not in read and value != defaults[key])
         if unread:
             raise ConfigError(
                 "mode repo takes its structure from the published code",
@@ -110,12 +110,3 @@ class ConditionalConfig(Section):
                 expected="no other keys than mode, repo_layout, condition_on and attention.max_length",
                 remedy="remove these keys below model.conditional, or set model.conditional.mode=distmoe",
             )
-
-
-def _leaves(section: Section, prefix: str = "") -> dict[str, object]:
-    """Values of a section and its sub-sections by dotted key."""
-    found: dict[str, object] = {}
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        found |= _leaves(value, f"{prefix}{name}.") if isinstance(value, Section) else {f"{prefix}{name}": value}
-    return found

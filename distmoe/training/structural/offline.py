@@ -17,8 +17,6 @@ import numpy as np
 import torch
 import yaml
 
-from distmoe.checkpoint.stored_model import StoredModel
-from distmoe.config import build
 from distmoe.errors import CheckpointError, ConfigError
 from distmoe.models.comparison import Comparison, compared_features
 from distmoe.models.layer_plan import routed_layers
@@ -32,6 +30,7 @@ from distmoe.tasks import TaskSet
 from distmoe.tasks.grouping import TaskGroup
 from distmoe.training.agreement import Agreement
 from distmoe.training.config import RunConfig
+from distmoe.training.from_checkpoint import load_checkpoint
 from distmoe.training.run_data import encode, open_sources
 from distmoe.training.structural.probe import ProbeSet
 from distmoe.training.structural.usage import config_of_folder, is_hf_folder, pretrained_model, usage_by_layer
@@ -113,10 +112,9 @@ def examine(
             expected="--data with a Hugging Face folder only",
             remedy="remove --data",
         )
-    stored = StoredModel.read(source)
-    tasks, grouping = stored.tasks, stored.grouping
-    config = build(RunConfig, stored.manifest.config)
-    model = stored.rebuild()
+    loaded = load_checkpoint(source)
+    tasks, grouping = loaded.stored.tasks, loaded.stored.grouping
+    config, model = loaded.config, loaded.model
     if not isinstance(model, MultiTaskEncoder):
         raise CheckpointError(
             "only layers of encoders can be compared",

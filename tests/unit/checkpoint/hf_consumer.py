@@ -18,7 +18,7 @@ class _NoDistmoe:
 sys.meta_path.insert(0, _NoDistmoe())
 
 import torch  # noqa: E402
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification  # noqa: E402
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, pipeline  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -43,6 +43,12 @@ def run(job):
     result["id2label"] = AutoConfig.from_pretrained(
         job["folder"], trust_remote_code=True, **job.get("options", {})
     ).id2label
+    if "texts" in job:
+        tokenizer = AutoTokenizer.from_pretrained(job["folder"], trust_remote_code=True)
+        use = pipeline("text-classification", model=model, tokenizer=tokenizer)
+        result["pipeline"] = use(job["texts"], top_k=None)
+        with torch.no_grad():
+            result["pipeline logits"] = model(**tokenizer(**job["texts"], return_tensors="pt")).logits[0]
     if "save_to" in job:
         model.save_pretrained(job["save_to"])
         again = AutoModelForSequenceClassification.from_pretrained(job["save_to"], trust_remote_code=True)

@@ -54,6 +54,7 @@ def write_run(
     run: Path,
     config: ModelConfig,
     model: MultiTaskEncoder,
+    /,
     *,
     tasks: TaskSet = TASKS,
     partition: Any = PARTITION,

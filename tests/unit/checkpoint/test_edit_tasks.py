@@ -18,6 +18,7 @@ from distmoe.checkpoint.stored_model import StoredModel
 from distmoe.checkpoint.task_edit import adding, removing
 from distmoe.errors import CheckpointError, ConfigError, DataError
 from distmoe.models.multitask import MultiTaskEncoder
+from distmoe.recipes.loader import resolve
 from distmoe.tasks import TaskGrouping, TaskSet, TaskSpec
 from tests.unit.checkpoint.runs import trained, write_run
 from tests.unit.checkpoint.tools import main_of
@@ -228,15 +229,19 @@ def test_mixtures_sum_to_one_over_the_task_group() -> None:
         assert weights.sum() == pytest.approx(1)
 
 
-def test_the_command_writes_a_run_that_can_be_resolved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    old = _checkpoint(tmp_path / "run")
-    folder = tmp_path / "tone"
+def _tone_folder(folder: Path) -> Path:
     folder.mkdir()
     (folder / "task.json").write_text(
         json.dumps({"type": "classification", "labels": ["x", "y"], "metric": "accuracy", "description": "A topic?"})
     )
     for split in ("train", "validation"):
         (folder / f"{split}.jsonl").write_text('{"text": "red", "label": 0}\n')
+    return folder
+
+
+def test_the_command_writes_a_run_that_can_be_resolved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = _checkpoint(tmp_path / "run")
+    folder = _tone_folder(tmp_path / "tone")
     assert main_of("edit_tasks")([str(old), str(tmp_path / "new"), "--add", str(folder)]) == 0
     assert "tone joins the task groups of topic; policy nearest" in capsys.readouterr().out
     values = yaml.safe_load((tmp_path / "new" / "config.yaml").read_text())
@@ -244,10 +249,64 @@ def test_the_command_writes_a_run_that_can_be_resolved(tmp_path: Path, capsys: p
     assert values["tasks"]["folders"] == {"tone": str(folder)}
     assert values["structure"]["grouping"] == [[["mood", "topic", "tone"], ["score"]]]
     assert (values["run"]["name"], values["schedule"]["num_steps"]) == ("new", 200)
+    assert resolve(str(tmp_path / "new" / "config.yaml")).model_dump() == values  # every key is there
+    assert read_manifest(tmp_path / "new" / "checkpoints" / "step_0").config == values
     assert main_of("edit_tasks")([str(old), str(tmp_path / "new"), "--remove", "mood"]) == 2
     assert "would overwrite something" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         remove_task(tmp_path, tmp_path / "x", "mood")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.moe.expert_size=16", "model.moe.expert_size=None"),
+        ("model.moe.experts_per_task_group=4", "model.moe.experts_per_task_group=None"),
+        ("model.moe.gate.kind=token", "model.moe.gate.kind=task"),
+        ("model.moe.num_experts=8", "model.moe.num_experts=4"),
+        ("model.num_layers=1", "model.num_layers=2"),
+        ("model.moe=null", "model.moe=a section"),
+        ("model.conditional={}", "model.conditional=None"),
+        ("schedule.num_steps=-1", "schedule.num_steps"),
+        ("run.eval_everry=3", "eval_every"),
+    ],
+)
+def test_values_that_the_new_run_cannot_have_are_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    old, folder = _checkpoint(tmp_path / "run"), _tone_folder(tmp_path / "tone")
+    assert main_of("edit_tasks")([str(old), str(tmp_path / "new"), "--add", str(folder), override]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "tone"]
+
+
+def test_how_the_model_is_trained_may_change(tmp_path: Path) -> None:
+    old = _checkpoint(tmp_path / "run")
+    overlay = {
+        "model": {"freeze": "embeddings", "dropout": 0.3, "moe": {"losses": {"z": 0.1}, "gate": {"noise": "normal"}}}
+    }
+    model = StoredModel.read(_add(old, tmp_path / "new", overlay=overlay).checkpoint).model
+    assert (model.freeze, model.dropout) == ("embeddings", 0.3)
+    assert model.moe is not None
+    assert (model.moe.losses.z, model.moe.gate.noise) == (0.1, "normal")
+
+
+def test_a_tensor_of_another_shape_than_the_model_s_is_refused(tmp_path: Path) -> None:
+    old = _checkpoint(tmp_path / "run")
+    manifest = json.loads((old / "manifest.json").read_text())
+    manifest["config"]["model"]["moe"]["expert_size"] = 16
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"another shape(.|\n)*w_in \[2, 32, 16\]\n  expected: \[2, 16, 16\]"):
+        _add(old, tmp_path / "new")
+
+
+@pytest.mark.parametrize("option", ["--policy=nearest", "--like=mood", "--name=x"])
+def test_a_removal_reads_no_option_of_an_addition(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main_of("edit_tasks")([str(tmp_path), str(tmp_path / "new"), "--remove", "mood", option])
+    assert f"only --add reads {option.partition('=')[0]}" in capsys.readouterr().err
 
 
 def test_a_run_whose_structure_was_learned_goes_on_with_what_it_has_found(tmp_path: Path) -> None:

@@ -2,21 +2,22 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from distmoe.checkpoint import hf
-from distmoe.checkpoint.export_hf import export, write_export, write_tokenizer
-from distmoe.checkpoint.fragments import Fragment
-from distmoe.checkpoint.global_view import replicated
-from distmoe.checkpoint.manifest import Manifest, TensorRecord
+from distmoe.checkpoint.export_hf import export, write_export
+from distmoe.checkpoint.export_tokenizer import read_tokenizer, write_tokenizer
+from distmoe.checkpoint.hf.configuration_distmoe import DistmoeConfig
+from distmoe.checkpoint.hf.modeling_distmoe import DistmoeForSequenceClassification
 from distmoe.checkpoint.run_files import write_run_files
-from distmoe.checkpoint.store import save
 from distmoe.errors import CheckpointError
 from distmoe.models.config import ModelConfig
 from distmoe.models.layer_plan import routed_layers
@@ -26,6 +27,7 @@ from distmoe.nn.conditional.config import ConditionalConfig
 from distmoe.tasks import TaskGrouping
 from distmoe.tokenization.word_tokenizer import build_word_tokenizer
 from tests.unit.checkpoint.consumer import consume
+from tests.unit.checkpoint.runs import write_run
 from tests.unit.checkpoint.samples import conditional_configs, minilm_folder, states
 from tests.unit.models.samples import GATES, TASKS, gate_config, make_batch, make_model, model_config, moe_config
 
@@ -158,6 +160,18 @@ def test_a_default_task_makes_a_single_task_model_with_its_labels(consumed: Any)
     assert result["id2label"] == {0: "a", 1: "b", 2: "c"}
 
 
+def test_a_task_per_row_may_stand_in_an_array() -> None:
+    tasks = [{"name": name, "kind": "classification", "num_outputs": n, "labels": list("abc")[:n]}
+             for name, n in (("two", 2), ("three", 3))]  # fmt: skip
+    model = DistmoeForSequenceClassification(DistmoeConfig(hidden_size=8, num_hidden_layers=1, tasks=tasks)).eval()
+    ids_BS = torch.tensor([[5, 6], [7, 8]])
+    wanted_BC = model(ids_BS, task_ids=torch.tensor([0, 1])).logits
+    assert wanted_BC.shape == (2, 3)
+    for call in ({"task_ids": np.array([0, 1])}, {"task": np.array(["two", "three"])}, {"task": ("two", "three")}):
+        assert torch.equal(model(ids_BS, **call).logits, wanted_BC)
+    assert model(ids_BS, task_ids=np.int64(0)).logits.shape == (2, 2)
+
+
 def test_base_model_gives_the_training_model_s_states(consumed: Any) -> None:
     model, _, result = consumed["gate_token"]
     name, hidden_BSD, pooled_BD, num_states = result["base"]
@@ -204,13 +218,22 @@ def test_modelling_code_imports_nothing_of_distmoe() -> None:
         assert not any("import distmoe" in line or "from distmoe" in line for line in imports)
 
 
-def test_tokenizer_is_written_with_its_class_and_the_model_s_length(tmp_path: Path) -> None:
-    config = model_config(moe_config())
-    out = _write(tmp_path / "out", _trained(config, None), config, tokenizer_folder=minilm_folder())
+def test_tokenizer_is_written_with_its_class_the_model_s_length_and_padding_behind_texts(tmp_path: Path) -> None:
+    config, shape = model_config(moe_config()), replace(ROBERTA, vocab_size=30522)
+    AutoTokenizer.from_pretrained(minilm_folder(), padding_side="left").save_pretrained(tmp_path / "left")
+    out = _write(tmp_path / "out", _trained(config, shape), config, tokenizer_folder=tmp_path / "left")
     values = json.loads((out / "tokenizer_config.json").read_text())
     assert values["tokenizer_class"].startswith("Bert")
     assert values["model_max_length"] == config.max_positions
+    assert values["padding_side"] == "right"
     assert (out / "tokenizer.json").is_file()
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    config = model_config(moe_config())
+    with pytest.raises(CheckpointError, match=r"(?s)got:      30522 tokens.*expected: at most 50"):
+        _write(tmp_path / "out", _trained(config, None), config, tokenizer_folder=minilm_folder())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_without_tokenizer_is_refused_and_leaves_no_export(tmp_path: Path) -> None:
@@ -223,27 +246,9 @@ def test_a_folder_without_tokenizer_is_refused_and_leaves_no_export(tmp_path: Pa
 
 def _run_with_checkpoint(run: Path, config: ModelConfig, model: MultiTaskEncoder, **changes: Any) -> Path:
     """A run's folder as training leaves it, with one checkpoint."""
-    grouping = TaskGrouping.uniform(3, 1, PARTITION)
-    names = {name for name, _ in model.named_parameters()}
-    fragments, records = [], {}
-    for name, tensor in model.state_dict().items():
-        kind = "trainable" if name in names else "buffer"
-        key = f"{'fp32' if name in names else 'buffer'}/{name}"
-        fragments.append(Fragment(key, replicated(name, tuple(tensor.shape)), 0, tensor.detach().reshape(-1)))
-        records[name] = TensorRecord(kind, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-    values: dict[str, Any] = {
-        "step": 7,
-        "tasks": TASKS.to_json(),
-        "grouping": grouping.to_json(),
-        "config": {"run": {"name": "trial", "seed": 0}, "model": config.model_dump()},
-        "metrics": EVALUATION | {"split": "validation"},
-        "tensors": records,
-    }
-    manifest = Manifest(**(values | changes))
-    tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
-    write_run_files(run, shape=model.shape, tokenizer=tokenizer)
+    checkpoint = write_run(run, config, model, metrics=EVALUATION | {"split": "validation"}, **changes)
     (run / "result.json").write_text(json.dumps({"test_step": 7, "test": EVALUATION}))
-    return save(run / "checkpoints", manifest=manifest, fragments=fragments, trainer_state={}, rank_state={})
+    return checkpoint
 
 
 @pytest.mark.parametrize("gate", ["hybrid", "fixed", "task_description"])
@@ -277,9 +282,11 @@ def test_a_checkpoint_that_was_copied_alone_needs_its_tokenizer_named(tmp_path: 
     checkpoint = _run_with_checkpoint(tmp_path / "run", config, _trained(config, None))
     alone = tmp_path / "elsewhere" / "deep" / "step_7"
     shutil.copytree(checkpoint, alone)
+    shutil.copy(tmp_path / "run" / "shape.json", alone)
     with pytest.raises(CheckpointError, match=r"(?s)tokenizer of .*step_7 was not found.*--tokenizer"):
         export(alone, tmp_path / "out")
-    assert (export(alone, tmp_path / "out", tokenizer=minilm_folder()) / "tokenizer.json").is_file()
+    tokenizer = tmp_path / "run" / "tokenizer"
+    assert (export(alone, tmp_path / "out", tokenizer=tokenizer) / "tokenizer.json").is_file()
 
 
 def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:
@@ -311,7 +318,8 @@ def test_the_embedded_word_tokenizer_survives_run_folder_and_export(tmp_path: Pa
     tokenizer = build_word_tokenizer(["red", "green", "blue"])
     write_run_files(tmp_path / "run", shape=ROBERTA, tokenizer=tokenizer)
     (tmp_path / "out").mkdir()
-    write_tokenizer(tmp_path / "run" / "tokenizer", tmp_path / "out", max_length=9)
+    read = read_tokenizer(tmp_path / "run" / "tokenizer", vocab_size=len(tokenizer))
+    write_tokenizer(read, tmp_path / "out", max_length=9)
     again = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert again("green red", "blue pink")["input_ids"] == tokenizer("green red", "blue pink")["input_ids"]
     assert again("green", "blue")["token_type_ids"] == [0, 0, 0, 1, 1]

@@ -19,6 +19,7 @@ from distmoe.models.layer_plan import routed_layers
 from distmoe.models.shape import EncoderShape
 from distmoe.moe.layer import RoutedFeedForward
 from distmoe.tasks import TaskGrouping
+from distmoe.tokenization.word_tokenizer import build_word_tokenizer
 from tests.unit.checkpoint.consumer import consume
 from tests.unit.checkpoint.runs import PARTITION, trained, write_run
 from tests.unit.checkpoint.samples import conditional_configs
@@ -90,32 +91,39 @@ CASES = STOCK | {name: value[:2] for name, value in OWN_CODE.items()}
 # One task per case, in turn, and all three of the first: loading models is what costs.
 PAIRS = [(name, index % 3) for index, name in enumerate(CASES)] + [("task", 1), ("task", 2)]
 EXPORTS = dict(PAIRS[: len(CASES)])  # case -> its task
+PIPELINES = ("mean pooling", "pre norm", "shared expert")  # with own code, and one task each
 
 
-def _write(folder: Path, config: ModelConfig, shape: EncoderShape | None, task_id: int) -> Any:
+def _write(
+    folder: Path, config: ModelConfig, shape: EncoderShape | None, task_id: int, tokenizer: Path | None = None
+) -> Any:
     model = trained(config, shape)
     layers = len(routed_layers(config.moe, model.shape.num_layers))
     grouping = TaskGrouping.uniform(3, layers, PARTITION)
     return write_task_export(folder, model, config=config, tasks=TASKS, grouping=grouping, task_id=task_id,
-                             tokenizer_folder=None, metrics={}, title="a title")  # fmt: skip
+                             tokenizer_folder=tokenizer, metrics={}, title="a title")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def consumed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], tuple[Any, dict[str, Any]]]:
     """Per case and task: the export, and what the isolated process made of it."""
     folder = tmp_path_factory.mktemp("tasks")
+    build_word_tokenizer(["red", "green", "blue"]).save_pretrained(folder / "tokenizer")
     exports: dict[tuple[str, int], Any] = {}
     jobs = []
     for name, task_id in PAIRS:
         config, shape = CASES[name]
         batch = make_batch(task_ids=(task_id,) * 4, extra_padding=1)
-        done = exports[name, task_id] = _write(folder / f"{len(jobs)}", config, shape, task_id)
+        tokenizer = folder / "tokenizer" if name in PIPELINES else None
+        done = exports[name, task_id] = _write(folder / f"{len(jobs)}", config, shape, task_id, tokenizer)
         inputs = {
             "input_ids": batch.input_ids_BS,
             "attention_mask": batch.attention_mask_BS.long(),
             "token_type_ids": batch.token_type_ids_BS * (shape is None),  # RoBERTa has one segment
         }
         jobs.append({"folder": str(done.folder), "model_inputs": inputs, "calls": [{}]})
+        if tokenizer is not None:
+            jobs[-1]["texts"] = {"text": "red blue"} | ({"text_pair": "green"} if TASKS[task_id].pair else {})
     return {key: (done, result) for (key, done), result in zip(exports.items(), consume(jobs, folder), strict=True)}
 
 
@@ -129,7 +137,17 @@ def test_logits_of_a_sub_network_are_those_of_the_full_model(consumed: Any, name
     torch.testing.assert_close(result["answers"][0], expected_BC, atol=1e-5, rtol=0)
     assert (result["missing"], result["unexpected"]) == ([], [])
     assert result["class"].endswith(done.architecture)
-    assert result["id2label"] == dict(enumerate(TASKS[task_id].labels or ("score",))) or name in OWN_CODE
+    assert result["id2label"] == dict(enumerate(TASKS[task_id].labels or ("score",)))
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_pipeline_names_the_classes_and_leaves_numbers_as_they_are(consumed: Any, name: str) -> None:
+    spec, result = TASKS[EXPORTS[name]], consumed[name, EXPORTS[name]][1]
+    logits_C = result["pipeline logits"]
+    scores_C = logits_C.softmax(0) if spec.labels else logits_C
+    found = {row["label"]: row["score"] for row in result["pipeline"]}
+    expected = dict(zip(spec.labels or [spec.name], scores_C.tolist(), strict=True))
+    assert found == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", STOCK)

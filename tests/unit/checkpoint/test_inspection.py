@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from distmoe.checkpoint.inspection import Pool, inspect
-from distmoe.checkpoint.integrity import verify
+from distmoe.checkpoint.integrity import refuse_damage, verify
 from distmoe.checkpoint.manifest import read_manifest
 from distmoe.checkpoint.storage import INDEX_NAME
 from distmoe.errors import CheckpointError
@@ -88,6 +88,7 @@ def _past_the_end(entries: dict[str, Any]) -> None:
         (_overlap, "exp_avg/heads.bias: chunk at [0, 0] overlaps another"),
         (_beyond, "exp_avg/heads.bias: a chunk reaches beyond the tensor"),
         (_past_the_end, "exp_avg/heads.bias: chunk at [0, 0] ends at byte 1000"),
+        (lambda entries: entries["exp_avg/heads.bias"]["chunks"].clear(), "exp_avg/heads.bias: chunks hold 0 of 9 el"),
         (lambda entries: entries.pop("fp32/heads.bias"), "fp32/heads.bias is missing in the index"),
         (lambda entries: entries.update(x=entries["fp32/heads.bias"]), "x is in the index and not in the manifest"),
     ],
@@ -98,6 +99,30 @@ def test_chunks_that_do_not_make_up_the_tensors_are_found(
     _edit_index(change)(checkpoint)
     problems = verify(checkpoint, read_manifest(checkpoint), contents=False).problems
     assert any(problem.startswith(text) for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("start", None),
+        ("start", "0"),
+        ("bytes", -1),
+        ("size", [2.0, 3]),
+        ("size", 6),
+        ("offset", ["0", 0]),
+        ("file", 3),
+    ],
+)
+def test_an_index_with_values_of_another_kind_is_damage(checkpoint: Path, key: str, value: Any) -> None:
+    def change(entries: dict[str, Any]) -> None:
+        chunk = entries["exp_avg/heads.bias"]["chunks"][0]
+        chunk[key] = value
+        if value is None:
+            del chunk[key]
+
+    _edit_index(change)(checkpoint)
+    problems = verify(checkpoint, read_manifest(checkpoint), contents=False).problems
+    assert any("index.json cannot be read" in problem for problem in problems), problems
 
 
 def test_a_changed_bit_is_found_by_checksum_alone_and_a_stranger_by_name(checkpoint: Path) -> None:
@@ -138,7 +163,13 @@ def test_the_command_says_what_is_damaged_by_its_exit_code(
     assert "not a complete checkpoint" in capsys.readouterr().err
 
 
-def test_a_folder_without_index_cannot_be_inspected(checkpoint: Path) -> None:
-    (checkpoint / "shards" / INDEX_NAME).unlink()
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        inspect(checkpoint)
+@pytest.mark.parametrize("text", [None, "{", "[]"])
+def test_an_index_that_cannot_be_read_is_damage(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], text: str | None
+) -> None:
+    path = checkpoint / "shards" / INDEX_NAME
+    path.unlink() if text is None else path.write_text(text)
+    assert main_of("inspect_checkpoint")([str(checkpoint), "--verify"]) == 1
+    assert "index.json cannot be read" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match="is damaged"):
+        refuse_damage(checkpoint, read_manifest(checkpoint))

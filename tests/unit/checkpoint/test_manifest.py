@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,10 +17,12 @@ from distmoe.checkpoint.manifest import (
     record_file,
 )
 from distmoe.errors import CheckpointError
+from distmoe.tasks import TaskSet, TaskSpec
 
 
 def manifest(**changes: object) -> Manifest:
-    values: dict = {"step": 3, "tasks": [{"name": "a"}], "grouping": {"num_tasks": 1, "layers": []}, "score": 0.5}
+    tasks = TaskSet((TaskSpec(name="a", kind="regression", metric="pearson"),)).to_json()
+    values: dict = {"step": 3, "tasks": tasks, "grouping": {"num_tasks": 1, "layers": []}, "score": 0.5}
     return Manifest(**(values | changes))
 
 
@@ -52,6 +55,32 @@ def test_a_newer_format_is_refused_with_both_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format_version": 1, "step": 1}'])
 def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST_NAME).write_text(text)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"step": "3"},
+        {"tasks": [{"name": "a"}]},
+        {"tasks": {}},
+        {"tasks": []},
+        {"grouping": {"num_tasks": 1, "layers": [[[0, 5]]]}},
+        {"grouping": {"num_tasks": 1, "layers": 3}},
+        {"grouping": {"num_tasks": 2, "layers": []}},
+        {"config": []},
+        {"score": "high"},
+        {"optimizer": None},
+        {"tensors": {"w": {"kind": "melted", "shape": [2], "dtype": "float32"}}},
+        {"tensors": {"w": {"kind": "frozen", "shape": [2.5], "dtype": "float32"}}},
+        {"tensors": {"w": {"kind": "frozen", "shape": [2], "dtype": "Tensor"}}},
+    ],
+    ids=str,
+)
+def test_values_of_another_kind_are_damage(tmp_path: Path, values: dict[str, Any]) -> None:
+    manifest().write(tmp_path)
+    change(tmp_path, **values)
     with pytest.raises(CheckpointError, match="is damaged"):
         read_manifest(tmp_path)
 

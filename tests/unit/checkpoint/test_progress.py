@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from distmoe.checkpoint.manifest import Manifest, TensorRecord
 from distmoe.checkpoint.progress import folder_bytes, reported, spell_bytes, tensor_bytes
@@ -22,6 +26,21 @@ def test_bytes_of_a_folder_are_those_of_all_files_below_it(tmp_path: Path) -> No
     (tmp_path / "b").write_bytes(b"45")
     assert folder_bytes(tmp_path) == 5
     assert folder_bytes(tmp_path / "absent") == 0
+
+
+def test_a_folder_that_vanishes_meanwhile_counts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "a").write_bytes(b"123")
+    (tmp_path / "b").write_bytes(b"45")
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path).name == "gone":
+            raise FileNotFoundError(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert folder_bytes(tmp_path) == 2
 
 
 def test_sizes_are_spelled_with_decimal_units() -> None:

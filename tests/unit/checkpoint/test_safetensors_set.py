@@ -53,6 +53,8 @@ def test_the_command_casts_weights_and_leaves_buffers(
 ) -> None:
     assert main_of("reshard")([str(checkpoint), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
     assert "model-00001-of-00001.safetensors" in capsys.readouterr().out
+    (tmp_path / "new").touch()
+    assert len({path.stat().st_mode for path in (tmp_path / "new", *(tmp_path / "out").iterdir())}) == 1
     found = _read(tmp_path / "out", "model")
     assert found["heads.weight"].dtype == torch.bfloat16
     assert found["encoder.layers.1.feed_forward.gate.table_MK"].dtype == torch.int64

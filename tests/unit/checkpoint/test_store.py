@@ -79,7 +79,7 @@ def test_any_other_cut_of_the_same_tensors_reads_the_same_numbers(tmp_path: Path
         Fragment("exp_avg/w", rows, 2, middle),
         Fragment("frozen/frozen", replicated("frozen", (3,)), 0, torch.empty(0)),
     ]
-    store.load(folder, manifest=check(folder), fragments=wanted)
+    store.read_fragments(folder, wanted, no_dist=True)
     assert middle.tolist() == list(range(6, 15))
     assert tail.sum() == 0
 
@@ -151,6 +151,23 @@ def test_a_model_of_another_shape_is_refused_before_anything_is_filled(tmp_path:
     with pytest.raises(CheckpointError, match=r"'w'\n  got:      \(6, 4\)\n  expected: \[6, 5\]"):
         store.load(folder, manifest=check(folder), fragments=fragments(wider))
     assert wider["frozen"].tolist() == [-1, -1, -1]
+
+
+def test_a_model_that_lacks_stored_tensors_is_refused_by_their_names(tmp_path: Path) -> None:
+    folder = save(tmp_path)
+    smaller = {"frozen": torch.full((3,), -1.0), "count": torch.zeros(1, dtype=torch.int64)}
+    with pytest.raises(CheckpointError, match=r"1 of its 3 tensors(.|\n)*got:      a model without w\n"):
+        store.load(folder, manifest=check(folder), fragments=fragments(smaller))
+    assert smaller["frozen"].tolist() == [-1, -1, -1]
+
+
+def test_what_another_rank_reads_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(tmp_path)
+    manifest, own = check(folder), {"frozen": torch.full((3,), -1.0)}
+    real = store.together
+    monkeypatch.setattr(store, "together", lambda work, *rest, **more: [*real(work, *rest, **more), {"w", "count"}])
+    store.load(folder, manifest=manifest, fragments=fragments(own))
+    assert own["frozen"].tolist() == [0, 1, 2]
 
 
 def test_other_frozen_parts_than_the_checkpoints_are_refused(tmp_path: Path) -> None:

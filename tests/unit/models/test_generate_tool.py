@@ -18,13 +18,13 @@ MODEL = make_decoder(decoder_config())  # a context of 32 tokens
 POEM = TASKS.id_of("poem")
 
 
-def continued(*texts: str) -> list[str]:
+def continued(*texts: str, max_new_tokens: int = 10) -> list[str]:
     loaded = SimpleNamespace(
         model=MODEL,
         config=SimpleNamespace(data=DataConfig()),
         sources=SimpleNamespace(tokenizer=TOKENIZER, tasks=TASKS),
     )
-    settings = {"task": "poem", "max_new_tokens": 10, "sampling": Sampling(), "seed": 0}
+    settings = {"task": "poem", "max_new_tokens": max_new_tokens, "sampling": Sampling(), "seed": 0}
     found: list[str] = module_of("generate").continue_texts(loaded, texts=list(texts), **settings)
     return found
 
@@ -43,3 +43,9 @@ def test_an_answer_ends_at_the_context_and_the_others_do_not() -> None:
 def test_a_text_that_leaves_nothing_to_generate_is_refused(text: str, count: int) -> None:
     with pytest.raises(ConfigError, match=rf"nothing to generate\n[\s\S]*{count} tokens of prompt[\s\S]*1 to 31"):
         continued("w1", text)
+
+
+@pytest.mark.parametrize("room", [0, -3])
+def test_an_answer_of_no_token_is_refused(room: int) -> None:
+    with pytest.raises(ConfigError, match=rf"--max_new_tokens {room}\n  expected: 1 or more"):
+        continued("w1", max_new_tokens=room)
