@@ -77,7 +77,10 @@ def config_of_new_run(
 def _refuse_another_model(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     """The tensors are the old model's: another section ``model`` would describe a model that nobody trained."""
     old, new = leaves(build(ModelConfig, before)), leaves(build(ModelConfig, after))
-    wrong = sorted(key for key in old.keys() | new.keys() if key not in MAY_CHANGE and old.get(key) != new.get(key))
+    absent = object()  # a key of a section that is switched off; the section itself is null then
+    wrong = sorted(
+        key for key in old.keys() | new.keys() if key not in MAY_CHANGE and old.get(key, absent) != new.get(key, absent)
+    )
     if "pretrained" in wrong and None not in (old["pretrained"], new["pretrained"]):
         wrong.remove("pretrained")  # the same folder elsewhere; its weights are not read where a checkpoint is
     known = old.keys() | new.keys()  # a section that is switched off is one key; its own keys would say no more
