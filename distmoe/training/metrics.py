@@ -67,8 +67,10 @@ def relative_errors(
 ) -> NDArray[np.float64]:
     """Error of every example in units that tasks share: of the best constant answer, the mean is 1.
 
-    Classification: 1 for a wrong class, over the share of examples outside the most frequent one. Regression: squared
-    error, over the variance of the labels. Labels that are all the same count as if one of them were another.
+    Classification: 1 for a wrong class, over the share of examples outside the most frequent one; where the metric is
+    not accuracy, every class counts the same, however rare: who always answers with the frequent one has an accuracy,
+    and no F1. Regression: squared error, over the variance of the labels. Labels that are all the same count as if one
+    of them were another.
 
     Args:
         spec: Of a task whose answers are classes or numbers.
@@ -79,7 +81,11 @@ def relative_errors(
         errors, constant = np.square(predictions - labels), float(labels.var())
     else:
         errors = (predictions != labels).astype(np.float64)
-        constant = 1 - np.unique(labels, return_counts=True)[1].max() / len(labels)
+        _, class_of, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        constant = 1 - counts.max() / len(labels)
+        if spec.metric != "accuracy":
+            errors *= len(labels) / (len(counts) * counts[class_of])
+            constant = 1 - 1 / len(counts)
     return errors / (constant or 1 / len(labels))
 
 

@@ -93,6 +93,13 @@ def test_relative_errors_of_the_best_constant_answer_have_mean_one() -> None:
     assert squares == pytest.approx(np.array([4, 1, 9]) * 3 / 14)
 
 
+@pytest.mark.parametrize("metric", ["f1", "macro_f1", "matthews"])
+def test_relative_errors_count_rare_classes_as_much_where_the_metric_does(metric: str) -> None:
+    labels = points(0, 0, 0, 0, 1)
+    assert relative_errors(spec(metric), np.zeros(5), labels).tolist() == [0, 0, 0, 0, 5]  # mean 1, like the other
+    assert relative_errors(spec(metric), np.ones(5), labels) == pytest.approx(np.array([1.25, 1.25, 1.25, 1.25, 0]))
+
+
 def test_relative_errors_where_all_labels_are_the_same() -> None:
     """As if one of four were another: a wrong answer counts 4."""
     assert relative_errors(spec("accuracy"), points(0, 1, 1, 1), np.ones(4)).tolist() == [4, 0, 0, 0]
