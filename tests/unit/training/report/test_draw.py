@@ -23,10 +23,11 @@ def test_report_has_every_picture_in_both_themes_and_one_self_contained_page(tmp
     assert imread(page.parent / "loss.png").std() > 0.01
 
 
-def test_a_dense_run_has_no_routing_pictures(tmp_path: Path) -> None:
+def test_a_dense_run_has_neither_routing_nor_structural_pictures(tmp_path: Path) -> None:
     page = draw_report(write_run(tmp_path / "run", routed=False))
     assert not (page.parent / "routing.png").exists()
     assert "Task groups" not in page.read_text()
+    assert "Structural learning" not in page.read_text()
 
 
 def test_a_run_that_has_not_evaluated_yet_is_drawn(tmp_path: Path) -> None:

@@ -97,7 +97,3 @@ def test_the_page_explains_the_similarity_and_the_trial_of_its_run(
     told = explanation(read_history(run))
     assert all(one in told for one in said)
     assert unsaid not in told
-
-
-def test_a_run_without_structural_learning_has_no_such_section(tmp_path: Path) -> None:
-    assert "Structural learning" not in draw_report(write_run(tmp_path / "run")).read_text()
