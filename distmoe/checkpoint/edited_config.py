@@ -9,7 +9,7 @@ from typing import Any
 from distmoe.checkpoint.run_files import TOKENIZER
 from distmoe.checkpoint.stored_model import StoredModel
 from distmoe.checkpoint.task_edit import TaskEdit
-from distmoe.config import build, leaves
+from distmoe.config import build, leaves, merged
 from distmoe.errors import ConfigError
 from distmoe.models.config import ModelConfig
 
@@ -54,24 +54,24 @@ def config_of_new_run(
     Raises:
         ConfigError: If the overlay makes another model.
     """
-    merged = _merged(config, overlay)
-    _refuse_another_model(config.get("model", {}), merged.get("model", {}))
-    merged.setdefault("tasks", {})["names"] = list(edit.tasks.names)
+    changed = merged(config, overlay)
+    _refuse_another_model(config.get("model", {}), changed.get("model", {}))
+    changed.setdefault("tasks", {})["names"] = list(edit.tasks.names)
     # Learning goes on from a state of its own, which does not know the edited tasks; what it has found is kept.
-    merged.setdefault("structure", {})["learn"] = None
-    moe = merged.get("model", {}).get("moe")
+    changed.setdefault("structure", {})["learn"] = None
+    moe = changed.get("model", {}).get("moe")
     if moe is not None and edit.grouping.layers:
         assert loaded.model.moe is not None
         if loaded.model.moe.experts_per_task_group is None:
             moe["num_experts"] = edit.num_experts(loaded.model.moe.num_experts, loaded.grouping)
-        merged.setdefault("structure", {})["grouping"] = [
+        changed.setdefault("structure", {})["grouping"] = [
             [[edit.tasks[task].name for task in members] for members in partition] for partition in edit.grouping.layers
         ]
-    merged.setdefault("data", {})["tokenizer"] = str(out.resolve() / TOKENIZER)
-    _set_trained_tasks(merged, edit)
-    run = merged.setdefault("run", {})
+    changed.setdefault("data", {})["tokenizer"] = str(out.resolve() / TOKENIZER)
+    _set_trained_tasks(changed, edit)
+    run = changed.setdefault("run", {})
     run["name"], run["output_dir"] = out.resolve().name, str(out.resolve().parent)
-    return merged
+    return changed
 
 
 def _refuse_another_model(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
@@ -103,11 +103,3 @@ def _set_trained_tasks(config: dict[str, Any], edit: TaskEdit) -> None:
         sampling["tasks"] = added
     elif sampling.get("tasks") is not None:
         sampling["tasks"] = [name for name in sampling["tasks"] if name in edit.tasks.names] or None
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return result

@@ -58,3 +58,12 @@ def _read(override: str, text: str) -> Any:
             remedy=f'quote what is meant as text: {override.partition("=")[0]}="..." '
             f"({getattr(failure, 'problem', None) or 'not YAML'})",
         ) from failure
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of ``above`` win; two mappings under one key are merged, anything else is replaced."""
+    result = dict(below)
+    for key, value in above.items():
+        under = result.get(key)
+        result[key] = merged(under, value) if isinstance(under, Mapping) and isinstance(value, Mapping) else value
+    return result

@@ -12,13 +12,13 @@ starts from (a shipped name, or a path relative to the file that says so)::
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from distmoe.config import apply_overrides, build, read_yaml
+from distmoe.config import apply_overrides, build, merged, read_yaml
 from distmoe.errors import ConfigError
 from distmoe.recipes.contradictions import check
 from distmoe.training.config import RunConfig
@@ -90,7 +90,7 @@ def _load(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
             expected="a recipe's name or path",
             remedy="chain recipes: let the second extend the first",
         )
-    return _merge(_load(_locate(parent, path.parent), (*chain, path)), values)
+    return merged(_load(_locate(parent, path.parent), (*chain, path)), values)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -113,12 +113,3 @@ def _read(path: Path) -> dict[str, Any]:
             remedy="see docs/recipes.md",
         )
     return values
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of ``above`` win; two mappings under one key are merged, anything else is replaced."""
-    merged = dict(below)
-    for key, value in above.items():
-        under = merged.get(key)
-        merged[key] = _merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
-    return merged
