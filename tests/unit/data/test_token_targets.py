@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from distmoe.config import build
 from distmoe.data.batch import NO_LOSS
 from distmoe.data.collate import collate, placeholder
 from distmoe.data.config import DataConfig, IndexedTaskConfig, SamplingConfig, TasksConfig, TextSuiteConfig
@@ -221,6 +222,11 @@ def test_weights_of_a_blend_are_above_zero(tmp_path, weights):
     task = IndexedTaskConfig(train=weights, validation="a")
     with pytest.raises(DataError, match=r"weights that are no shares[\s\S]*above 0[\s\S]*tasks\.indexed\.prose\.train"):
         load_tasks(TasksConfig(source="indexed", indexed={"prose": task}), DataConfig(root=str(tmp_path)))
+
+
+def test_a_weight_of_a_blend_that_is_no_number_is_refused():
+    with pytest.raises(ConfigError, match="train"):
+        build(IndexedTaskConfig, {"train": {"a": float("nan"), "b": 1.0}, "validation": "a"})
 
 
 def test_the_fingerprint_of_a_set_sees_size_and_time_of_its_ids(tmp_path):

@@ -19,6 +19,7 @@ def test_report_has_every_picture_in_both_themes_and_one_self_contained_page(tmp
     text = page.read_text()
     assert text.count("data:image/png;base64,") == 2 * len(PICTURES)
     assert 'src="http' not in text
+    assert "Structural learning" not in text
     assert all(f"<td>{task}</td>" in text for task in TASKS)
     assert imread(page.parent / "loss.png").std() > 0.01
 
